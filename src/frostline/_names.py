@@ -1,0 +1,202 @@
+"""Full names of tensors and modules, seen through wrappers; who shares memory with whom.
+
+Names are for people and for files; identity is decided by ``is``, overlap by byte ranges.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+TensorKind = Literal["parameter", "buffer", "attribute"]
+
+# Components that wrappers put in front of or between the user's own names.
+_WRAPPERS = frozenset(
+    {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+)
+_PEFT_ROOT = ("base_model", "model")
+_ORIGINAL = re.compile(r"original\d*")
+
+
+def canonical(name: str) -> str:
+    """``name`` without the components that wrappers add.
+
+    Left out: a leading ``module`` (DDP, DataParallel), ``_orig_mod`` (torch.compile),
+    ``_fsdp_wrapped_module``, a leading ``base_model.model`` and any inner ``base_layer`` (PEFT),
+    and ``parametrizations.X.original`` becomes ``X``.
+
+    Example:
+        >>> canonical("module._orig_mod.layer1.conv.weight")
+        'layer1.conv.weight'
+        >>> canonical("fc.parametrizations.weight.original")
+        'fc.weight'
+    """
+    parts = _strip_front([part for part in name.split(".") if part not in _WRAPPERS])
+    return ".".join(_strip_inside(parts))
+
+
+def _strip_front(parts: list[str]) -> list[str]:
+    while len(parts) > 1 and parts[0] == "module":
+        parts = parts[1:]
+    if tuple(parts[:2]) == _PEFT_ROOT:
+        parts = parts[2:]
+    return parts
+
+
+def _strip_inside(parts: list[str]) -> Iterator[str]:
+    i = 0
+    while i < len(parts):
+        here = parts[i]
+        if (
+            here == "parametrizations"
+            and i + 2 < len(parts)
+            and _ORIGINAL.fullmatch(parts[i + 2])
+        ):
+            # weight_norm splits one tensor into original0 and original1: these stay apart.
+            suffix = parts[i + 2][len("original") :]
+            yield parts[i + 1] + (f":{suffix}" if suffix else "")
+            i += 3
+            continue
+        if here != "base_layer" or i == 0:
+            yield here
+        i += 1
+
+
+@dataclass(frozen=True, eq=False)
+class NamedTensor:
+    """A tensor of a model at one of its places.
+
+    Attributes:
+        name: full name, wrapper components left out.
+        tensor: the object itself.
+        kind: parameter, buffer, or a plain tensor attribute of a module.
+        persistent: whether it is in the state dict.
+        owner: the module that holds it.
+        attribute: its name within ``owner``.
+    """
+
+    name: str
+    tensor: Tensor
+    kind: TensorKind
+    persistent: bool
+    owner: nn.Module
+    attribute: str
+
+
+def join(prefix: str, name: str) -> str:
+    """``prefix.name``, without a dot where one of them is empty."""
+    return f"{prefix}.{name}" if prefix and name else prefix or name
+
+
+def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every module with its canonical name, the root as ``""``; a shared one under its first name.
+
+    A wrapper (DDP, a compiled module) has the same canonical name as what it wraps; both are
+    listed, the outer one first.
+    """
+    return [(_canonical_module(name), module) for name, module in model.named_modules()]
+
+
+def _canonical_module(name: str) -> str:
+    # Module paths may end in a wrapper component, which `canonical` treats as a tensor's name.
+    return canonical(f"{name}.x")[:-2] if name else ""
+
+
+def named_tensors(model: nn.Module) -> list[NamedTensor]:
+    """Every parameter, buffer and plain tensor attribute at every place where it hangs.
+
+    A tied tensor is listed once for each place (the same object under several names); a module
+    that hangs at several places likewise. Order: as in the state dict, plain attributes last in
+    their module.
+
+    Example:
+        >>> [t.name for t in named_tensors(nn.Sequential(nn.Linear(2, 2, bias=False)))]
+        ['0.weight']
+    """
+    found: list[NamedTensor] = []
+    for path, module in model.named_modules(remove_duplicate=False):
+        for kind, attribute, tensor, persistent in _own_tensors(module):
+            name = canonical(join(path, attribute))
+            found.append(NamedTensor(name, tensor, kind, persistent, module, attribute))
+    return found
+
+
+def _own_tensors(module: nn.Module) -> Iterator[tuple[TensorKind, str, Tensor, bool]]:
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield "parameter", name, parameter, True
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            yield "buffer", name, buffer, name not in module._non_persistent_buffers_set
+    for name, value in vars(module).items():
+        if isinstance(value, Tensor):
+            yield "attribute", name, value, False
+
+
+def aliases(tensors: Iterable[NamedTensor]) -> list[list[NamedTensor]]:
+    """Groups of places that hold the very same object, only where there are two or more.
+
+    Example:
+        >>> net = nn.ModuleDict({"embed": nn.Embedding(3, 2), "head": nn.Linear(2, 3, bias=False)})
+        >>> net["head"].weight = net["embed"].weight
+        >>> [[t.name for t in group] for group in aliases(named_tensors(net))]
+        [['embed.weight', 'head.weight']]
+    """
+    groups: dict[int, list[NamedTensor]] = {}
+    for entry in tensors:
+        groups.setdefault(id(entry.tensor), []).append(entry)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def byte_range(tensor: Tensor) -> tuple[str, int, int] | None:
+    """Device and half-open address range that ``tensor`` spans; None if it has no memory of its own.
+
+    Strided tensors span from their first to their last element, gaps included.
+    """
+    if (
+        tensor.numel() == 0
+        or tensor.is_meta
+        or type(tensor) not in (Tensor, nn.Parameter)
+    ):
+        return None
+    if tensor.layout is not torch.strided:
+        return None
+    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    return str(tensor.device), start, start + (reach + 1) * tensor.element_size()
+
+
+def overlapping(
+    left: Mapping[str, Tensor], right: Mapping[str, Tensor]
+) -> list[tuple[str, str]]:
+    """Pairs of names whose tensors are different objects and share bytes.
+
+    Sorted by address first, so that the cost is n log n and not n squared.
+
+    Example:
+        >>> flat = torch.zeros(8)
+        >>> overlapping({"a": flat[:5]}, {"b": flat[4:], "c": flat[5:]})
+        [('a', 'b')]
+    """
+    spans = [
+        (*span, side, name, tensor)
+        for side, table in enumerate((left, right))
+        for name, tensor in table.items()
+        if (span := byte_range(tensor)) is not None
+    ]
+    spans.sort(key=lambda s: (s[0], s[1], s[2]))
+    pairs: list[tuple[str, str]] = []
+    open_: list[tuple[str, int, int, int, str, Tensor]] = []
+    for span in spans:
+        open_ = [other for other in open_ if other[0] == span[0] and other[2] > span[1]]
+        for other in open_:
+            if other[3] != span[3] and other[5] is not span[5]:
+                first, second = (other, span) if other[3] == 0 else (span, other)
+                pairs.append((first[4], second[4]))
+        open_.append(span)
+    return pairs
