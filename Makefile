@@ -1,0 +1,77 @@
+# Two commands for a machine that has only Python, pip and make: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints-dev.txt
+# This exact release is installed before anything that depends on torch: where an index offers a
+# CPU build of it, that build satisfies the pin, and nothing later replaces it by a larger one.
+TORCH  := torch==2.13.0
+
+DEV_STAMP  := $(VENV)/.stamp-dev
+DEMO_STAMP := $(VENV)/.stamp-demo
+# A developer's environment has all that the demo needs.
+DEMO_ENV   := $(if $(wildcard $(DEV_STAMP)),$(DEV_STAMP),$(DEMO_STAMP))
+INPUTS     := pyproject.toml constraints-dev.txt
+
+# Two cores and many small tensors: more threads only wait for each other.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: demo test test-all ablate lint format bench docs wheel editable dev clean
+.DEFAULT_GOAL := test
+
+demo: $(DEMO_ENV)
+	$(BIN)/frostline demo
+
+test: $(DEV_STAMP)
+	$(TESTS) -m "not slow"
+
+test-all: $(DEV_STAMP)
+	$(TESTS)
+
+ablate: $(DEV_STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/ablate.py
+
+lint: $(DEV_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(DEV_STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(DEV_STAMP)
+	@set -e; for script in bench/[!_]*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+docs: $(DEV_STAMP)
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
+# Tests are about what users get: build the wheel from the sdist, and put it in the editable's place.
+wheel: $(DEV_STAMP)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(PIP) --no-deps --force-reinstall dist/*.whl
+
+editable: $(DEV_STAMP)
+	$(PIP) --no-deps --editable .
+
+dev: $(DEV_STAMP)
+
+$(DEV_STAMP): $(INPUTS) | $(BIN)/python
+	$(PIP) $(TORCH)
+	$(PIP) --editable ".[dev,report,lightning,transformers,accelerate]"
+	# timm declares torchvision, whose builds do not fit every torch; tests/_torchvision.py stands in.
+	$(PIP) --no-deps timm
+	touch $@
+
+$(DEMO_STAMP): $(INPUTS) | $(BIN)/python
+	$(PIP) $(TORCH)
+	$(PIP) --editable ".[report]"
+	touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf dist docs/_build frostline-demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
