@@ -1,0 +1,62 @@
+"""The promise of the root: these names, documented, and results that refuse to be truth values."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+import frostline
+from frostline._results import Result
+
+ROOT_NAMES = [
+    "FLAGGED",
+    "FrozenPart",
+    "attribute",
+    "digest",
+    "errors",
+    "freeze",
+    "manifest",
+    "parts",
+    "types",
+    "unfreeze",
+]
+MOST_ROOT_NAMES = 25
+
+
+def subclasses(kind: type) -> list[type]:
+    return [found for child in kind.__subclasses__() for found in (child, *subclasses(child))]
+
+
+def test_root_names_are_the_golden_list() -> None:
+    assert sorted(frostline.__all__) == ROOT_NAMES
+    assert len(ROOT_NAMES) <= MOST_ROOT_NAMES
+    assert {name for name in ROOT_NAMES if not hasattr(frostline, name)} == set()
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in ROOT_NAMES if inspect.isroutine(getattr(frostline, name, None))]
+)
+def test_a_root_function_is_documented_with_an_example(name: str) -> None:
+    function = getattr(frostline, name)
+    documented = inspect.getdoc(function) or ""
+    assert documented.partition("\n")[0].endswith("."), "a summary in one line"
+    assert ">>>" in documented
+    signature = inspect.signature(function)
+    assert signature.return_annotation is not inspect.Signature.empty
+    assert all(p.annotation is not p.empty for p in signature.parameters.values())
+    assert all(p.kind is not p.VAR_KEYWORD for p in signature.parameters.values())
+
+
+@pytest.mark.parametrize("kind", subclasses(Result), ids=lambda kind: kind.__name__)
+def test_a_result_is_no_truth_value(kind: type) -> None:
+    with pytest.raises(TypeError, match=r"use \.ok"):
+        bool(kind.__new__(kind))
+
+
+def test_every_result_serialises_and_prints() -> None:
+    kinds = subclasses(Result)
+    assert kinds
+    for kind in kinds:
+        assert kind.to_dict is not Result.to_dict, kind
+        assert kind.__str__ is not object.__str__, kind
