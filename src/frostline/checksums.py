@@ -29,7 +29,7 @@ DEVICE = "mlh64x2"
 
 _LANES = 2
 _BLOCK = 1 << 16  # words that share one set of keys: 256 KiB of content
-_CHUNK = 8 << 20  # bytes at a time: the 64-bit products then take 16 MiB, their operands 16 MiB
+_CHUNK = 4 << 20  # bytes at a time: 8 MiB of 64-bit words, 8 MiB of products, 8 MiB of copies
 _MASK = (1 << 64) - 1
 
 
