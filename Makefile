@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints-dev.txt
+PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints-dev.txt
 # This exact release is installed before anything that depends on torch: where an index offers a
 # CPU build of it, that build satisfies the pin, and nothing later replaces it by a larger one.
 TORCH  := torch==2.13.0
@@ -58,20 +58,22 @@ editable: $(DEV_STAMP)
 
 dev: $(DEV_STAMP)
 
+# timm declares torchvision, whose builds do not fit every torch; tests/_torchvision.py stands in.
 $(DEV_STAMP): $(INPUTS) | $(BIN)/python
-	$(PIP) $(TORCH)
-	$(PIP) --editable ".[dev,report,lightning,transformers,accelerate]"
-	# timm declares torchvision, whose builds do not fit every torch; tests/_torchvision.py stands in.
-	$(PIP) --no-deps timm
-	touch $@
+	@echo "Installing frostline and its tools into $(VENV). Once, a few minutes."
+	@$(PIP) $(TORCH)
+	@$(PIP) --editable ".[dev,report,lightning,transformers,accelerate]"
+	@$(PIP) --no-deps timm
+	@touch $@
 
 $(DEMO_STAMP): $(INPUTS) | $(BIN)/python
-	$(PIP) $(TORCH)
-	$(PIP) --editable ".[report]"
-	touch $@
+	@echo "Installing frostline into $(VENV). Once, a minute or two."
+	@$(PIP) $(TORCH)
+	@$(PIP) --editable ".[report]"
+	@touch $@
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 
 clean:
 	rm -rf dist docs/_build frostline-demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -62,7 +62,7 @@ def test_an_example_that_fails_fails_the_run(tmp_path: Path) -> None:
 def test_no_python_fence_escapes() -> None:
     pages = [page for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")] if page.exists()]
     assert pages
-    fence = re.compile(r"^\s*(?:```+|~~~+|:::+)\s*(?!python\s*$)\{?(?:py|code)\S*", re.M | re.I)
+    fence = re.compile(r"^\s*(?:```+|~~~+|:::+)\s*(?!python\s*$)\{?(?:[Pp]y|code)\S*", re.M)
     escaped = {
         str(page.relative_to(ROOT)): match.group().strip()
         for page in pages
