@@ -48,6 +48,19 @@ def test_a_root_function_is_documented_with_an_example(name: str) -> None:
     assert all(p.kind is not p.VAR_KEYWORD for p in signature.parameters.values())
 
 
+@pytest.mark.parametrize("name", frostline.types.__all__)
+def test_every_public_method_is_documented(name: str) -> None:
+    kind = getattr(frostline.types, name)
+    members = vars(kind).items() if inspect.isclass(kind) else ()
+    methods = {
+        key
+        for key, member in members
+        if not key.startswith("_") and (callable(member) or isinstance(member, property))
+    }
+    assert inspect.getdoc(kind)
+    assert {key for key in methods if not inspect.getdoc(getattr(kind, key))} == set()
+
+
 @pytest.mark.parametrize("kind", subclasses(Result), ids=lambda kind: kind.__name__)
 def test_a_result_is_no_truth_value(kind: type) -> None:
     with pytest.raises(TypeError, match=r"use \.ok"):
