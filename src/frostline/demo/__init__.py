@@ -1,0 +1,1 @@
+"""A frozen network that changes, and what to do about it: told with real digits."""
