@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.metadata import version as installed_version
+
+# The table of contents names pages in reading order, also those that a later release brings;
+# this warning has no type, so suppress_warnings cannot name it.
+logging.getLogger("sphinx.sphinx.directives.other").addFilter(
+    lambda record: getattr(record, "subtype", None) != "empty_glob"
+)
 
 project = "frostline"
 author = "The frostline authors"
@@ -18,9 +25,6 @@ myst_heading_anchors = 3
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
-
-# The table of contents also lists groups of pages that a later release fills.
-suppress_warnings = ["toc.empty_glob"]
 
 html_theme = "furo"
 html_title = "frostline"
