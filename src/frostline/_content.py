@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from frostline.errors import UnsupportedTensor
 
@@ -75,7 +74,7 @@ def read(name: str, tensor: Tensor) -> Content:
     if _is_dtensor(tensor):
         with torch.no_grad():
             return read(name, tensor.detach().full_tensor())  # type: ignore[attr-defined]
-    if is_traceable_wrapper_subclass(tensor):
+    if hasattr(type(tensor), "__tensor_flatten__"):
         return _read_wrapper(name, tensor)
     dense = tensor if type(tensor) in _PLAIN else _without_subclass(name, tensor)
     _refuse_without_memory(name, dense)
@@ -237,7 +236,9 @@ def _context_items(value: object) -> list[tuple[str, object]] | None:
 
 
 def _container(value: object) -> str:
-    return "list" if isinstance(value, (list, tuple)) else _qualified(type(value))
+    if isinstance(value, (list, tuple)):
+        return "list"
+    return "dict" if isinstance(value, Mapping) else _qualified(type(value))
 
 
 def _refuse_without_bytes(name: str, tensor: Tensor) -> None:

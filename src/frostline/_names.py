@@ -16,9 +16,7 @@ from torch import Tensor, nn
 TensorKind = Literal["parameter", "buffer", "attribute"]
 
 # Components that wrappers put in front of or between the user's own names.
-_WRAPPERS = frozenset(
-    {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-)
+_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _PEFT_ROOT = ("base_model", "model")
 _ORIGINAL = re.compile(r"original\d*")
 
@@ -52,11 +50,7 @@ def _strip_inside(parts: list[str]) -> Iterator[str]:
     i = 0
     while i < len(parts):
         here = parts[i]
-        if (
-            here == "parametrizations"
-            and i + 2 < len(parts)
-            and _ORIGINAL.fullmatch(parts[i + 2])
-        ):
+        if here == "parametrizations" and i + 2 < len(parts) and _ORIGINAL.fullmatch(parts[i + 2]):
             # weight_norm splits one tensor into original0 and original1: these stay apart.
             suffix = parts[i + 2][len("original") :]
             yield parts[i + 1] + (f":{suffix}" if suffix else "")
@@ -154,15 +148,11 @@ def aliases(tensors: Iterable[NamedTensor]) -> list[list[NamedTensor]]:
 
 
 def byte_range(tensor: Tensor) -> tuple[str, int, int] | None:
-    """Device and half-open address range that ``tensor`` spans; None if it has no memory of its own.
+    """Device and half-open address range that ``tensor`` spans; None without memory of its own.
 
     Strided tensors span from their first to their last element, gaps included.
     """
-    if (
-        tensor.numel() == 0
-        or tensor.is_meta
-        or type(tensor) not in (Tensor, nn.Parameter)
-    ):
+    if tensor.numel() == 0 or tensor.is_meta or type(tensor) not in (Tensor, nn.Parameter):
         return None
     if tensor.layout is not torch.strided:
         return None
@@ -171,9 +161,7 @@ def byte_range(tensor: Tensor) -> tuple[str, int, int] | None:
     return str(tensor.device), start, start + (reach + 1) * tensor.element_size()
 
 
-def overlapping(
-    left: Mapping[str, Tensor], right: Mapping[str, Tensor]
-) -> list[tuple[str, str]]:
+def overlapping(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> list[tuple[str, str]]:
     """Pairs of names whose tensors are different objects and share bytes.
 
     Sorted by address first, so that the cost is n log n and not n squared.

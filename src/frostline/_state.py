@@ -52,7 +52,7 @@ class _Value:
     copy: Tensor
 
     def restore(self) -> None:
-        if _same_bits(self.tensor, self.copy):
+        if same_bits(self.tensor, self.copy):
             return
         with (
             torch.no_grad(),
@@ -61,7 +61,8 @@ class _Value:
             self.tensor.copy_(self.copy)
 
 
-def _same_bits(a: Tensor, b: Tensor) -> bool:
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two dense tensors of one dtype and shape hold the same bytes (NaN included)."""
     if a.numel() == 0:
         return True
     flat = [t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (a, b)]

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from frostline._names import NamedTensor, canonical, named_modules, named_tensors
 from frostline.errors import SelectionError
@@ -65,17 +65,13 @@ class Selection:
     Attributes:
         modules: the selected modules with their full names, parents first.
         tensors: the selected tensors at each of their places.
-        text: the selector, as the user would write it.
     """
 
     modules: list[tuple[str, nn.Module]]
     tensors: list[NamedTensor]
-    text: str
 
 
-def select(
-    model: nn.Module, selector: Selector = None, exclude: Selector = None
-) -> Selection:
+def select(model: nn.Module, selector: Selector = None, exclude: Selector = None) -> Selection:
     """The modules and tensors of ``model`` that ``selector`` names and ``exclude`` does not.
 
     Raises:
@@ -100,8 +96,6 @@ def select(
     return Selection(
         [(name, module) for name, module in view.modules if id(module) in modules],
         [entry for i, entry in enumerate(view.tensors) if i in tensors],
-        describe(selector)
-        + (f" without {describe(exclude)}" if exclude is not None else ""),
     )
 
 
@@ -130,9 +124,7 @@ def select_names(names: Iterable[str], selector: Selector = None) -> list[str]:
         )
     chosen: set[str] = set()
     for item in wanted:
-        hits = {
-            name for name in known if any(_name_test(item)(p) for p in _prefixes(name))
-        }
+        hits = {name for name in known if any(_name_test(item)(p) for p in _prefixes(name))}
         if not hits:
             raise SelectionError(_nothing(repr(item), item, known))
         chosen |= hits
@@ -192,9 +184,7 @@ class _View:
 
     def _union(self, selectors: Sequence[Selector]) -> tuple[set[int], set[int]]:
         if not selectors:
-            raise SelectionError(
-                "the selector is an empty list; name at least one part"
-            )
+            raise SelectionError("the selector is an empty list; name at least one part")
         modules: set[int] = set()
         tensors: set[int] = set()
         for selector in selectors:
@@ -205,17 +195,12 @@ class _View:
 
     def _by_name(self, selector: str | re.Pattern[str]) -> tuple[set[int], set[int]]:
         test = _name_test(selector)
-        modules, tensors = self._below(
-            module for name, module in self.paths if test(name)
-        )
+        modules, tensors = self._below(module for name, module in self.paths if test(name))
         tensors |= {i for i, entry in enumerate(self.tensors) if test(entry.name)}
         if not modules and not tensors:
-            names = [name for name, _ in self.paths if name] + [
-                e.name for e in self.tensors
-            ]
+            names = [name for name, _ in self.paths if name] + [e.name for e in self.tensors]
             raise SelectionError(
-                f"in {type(self.model).__name__}, "
-                + _nothing(describe(selector), selector, names)
+                f"in {type(self.model).__name__}, " + _nothing(describe(selector), selector, names)
             )
         return modules, tensors
 
@@ -227,14 +212,10 @@ class _View:
             )
         return self._below([wanted])
 
-    def _by_predicate(
-        self, test: type[nn.Module] | Predicate
-    ) -> tuple[set[int], set[int]]:
+    def _by_predicate(self, test: type[nn.Module] | Predicate) -> tuple[set[int], set[int]]:
         if isinstance(test, type):
             if not issubclass(test, nn.Module):
-                raise SelectionError(
-                    f"{test.__name__} is no module type, so it selects nothing"
-                )
+                raise SelectionError(f"{test.__name__} is no module type, so it selects nothing")
             hits = [module for _, module in self.modules if isinstance(module, test)]
         else:
             hits = [module for name, module in self.modules if test(name, module)]
@@ -249,9 +230,7 @@ class _View:
             set(members.member_modules),
             set(members.member_tensors),
         )
-        known = {name for name, _ in self.paths} | {
-            entry.name for entry in self.tensors
-        }
+        known = {name for name, _ in self.paths} | {entry.name for entry in self.tensors}
         missing = sorted((wanted_modules | wanted_tensors) - known)
         if missing:
             raise SelectionError(
@@ -259,13 +238,10 @@ class _View:
                 f"{type(self.model).__name__}, the first: {missing[0]!r}. Is it another model?"
             )
         modules = {id(module) for name, module in self.paths if name in wanted_modules}
-        return modules, {
-            i for i, e in enumerate(self.tensors) if e.name in wanted_tensors
-        }
+        return modules, {i for i, e in enumerate(self.tensors) if e.name in wanted_tensors}
 
     def _flagged(self) -> tuple[set[int], set[int]]:
-        modules: set[int] = set()
-        self._walk_flagged(self.model, False, modules)
+        modules = self._made_up_of(lambda tensor: not tensor.requires_grad, buffers=False)
         tensors = {
             i
             for i, e in enumerate(self.tensors)
@@ -279,21 +255,24 @@ class _View:
             )
         return modules, tensors
 
-    def _walk_flagged(
-        self, module: nn.Module, parent_in: bool, found: set[int]
-    ) -> None:
-        flags = {parameter.requires_grad for parameter in module.parameters()}
-        inside = flags == {False} if flags else parent_in
-        if inside:
-            found.add(id(module))
-        for child in module.children():
-            self._walk_flagged(child, inside, found)
+    def _made_up_of(self, test: Callable[[Tensor], bool], buffers: bool) -> set[int]:
+        """Modules whose tensors at and below all pass; one without any follows its parent."""
+        found: set[int] = set()
+
+        def walk(module: nn.Module, parent_in: bool) -> None:
+            own = [*module.parameters(), *(module.buffers() if buffers else ())]
+            inside = all(map(test, own)) if own else parent_in
+            if inside:
+                found.add(id(module))
+            for child in module.children():
+                walk(child, inside)
+
+        walk(self.model, False)
+        return found
 
     def _below(self, tops: Iterable[nn.Module]) -> tuple[set[int], set[int]]:
         modules = {id(module) for top in tops for module in top.modules()}
-        tensors = {
-            i for i, entry in enumerate(self.tensors) if id(entry.owner) in modules
-        }
+        tensors = {i for i, entry in enumerate(self.tensors) if id(entry.owner) in modules}
         return modules, tensors
 
 
@@ -310,11 +289,7 @@ def _match(pattern: Sequence[str], name: Sequence[str]) -> bool:
         return not name
     if pattern[0] == "**":
         return any(_match(pattern[1:], name[i:]) for i in range(len(name) + 1))
-    return (
-        bool(name)
-        and fnmatchcase(name[0], pattern[0])
-        and _match(pattern[1:], name[1:])
-    )
+    return bool(name) and fnmatchcase(name[0], pattern[0]) and _match(pattern[1:], name[1:])
 
 
 def _prefixes(name: str) -> Iterator[str]:
@@ -331,7 +306,5 @@ def _nothing(text: str, selector: Any, names: Sequence[str]) -> str:
     close += [n for n in names if n.rsplit(".", 1)[-1] == last and n not in close][:3]
     if not close:
         close = list(dict.fromkeys(name.split(".")[0] for name in names))[:8]
-    shown = (
-        ", ".join(repr(name) for name in close[:5]) or "none, the model has no tensors"
-    )
+    shown = ", ".join(repr(name) for name in close[:5]) or "none, the model has no tensors"
     return f"{text} matches nothing. The nearest names are: {shown}"

@@ -1,0 +1,10 @@
+"""frostline: hold what is frozen, and prove that it held."""
+
+from frostline import errors as errors
+from frostline import types as types
+from frostline.freezing import freeze as freeze
+from frostline.freezing import parts as parts
+from frostline.freezing import unfreeze as unfreeze
+from frostline.manifests import digest as digest
+from frostline.manifests import manifest as manifest
+from frostline.selection import FLAGGED as FLAGGED

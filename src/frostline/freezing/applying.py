@@ -1,0 +1,198 @@
+"""``freeze``: hold a part of a model."""
+
+from __future__ import annotations
+
+import secrets
+import warnings
+from dataclasses import replace
+from typing import Literal
+
+from torch import nn
+from torch.optim import Optimizer
+
+from frostline._names import named_tensors
+from frostline.errors import FreezeError, FrostlineWarning, FrozenStateChanged
+from frostline.freezing import arguments, held_class, optimizers, thawing
+from frostline.freezing.part import FrozenPart, Terms
+from frostline.freezing.planning import Plan, make_plan, unwrapped
+from frostline.freezing.record import PARTS, WATCH, Hold, Record, Slot, Stats, get, put
+from frostline.manifests import Manifest
+from frostline.manifests import manifest as digest_now
+from frostline.selection import Selector, describe
+from frostline.selection import select as choose
+
+
+def freeze(
+    model: nn.Module,
+    select: Selector = None,
+    *,
+    exclude: Selector = None,
+    params: bool = True,
+    stats: Stats = "hold",
+    mode: Literal["eval", "follow"] = "eval",
+    seal: bool = True,
+    optimizer: Optimizer | None = None,
+) -> FrozenPart:
+    """Freeze a part of a model, in place, so that it holds; the result is a handle, not the model.
+
+    After this no forward, mode change, optimizer step, statistics reset, copy, wrapper or compiler
+    changes a byte of the part. Nothing is written to a tensor. What else can write (``.data``,
+    numpy, a load) is named by ``part.changes()``.
+
+    Args:
+        model: the model; wrapped by ``torch.compile`` or ``DataParallel``, the model inside it.
+        select: the part: a name or pattern (``"backbone"``, ``"backbone.layer[1-3]"``,
+            ``"**.norm*"``), a compiled regular expression, a module, a module type, a function
+            ``(name, module) -> bool``, ``fl.FLAGGED`` (what has ``requires_grad=False`` already), a
+            manifest (frozen as it says, and verified), a list of these; None is the whole model.
+        exclude: what to leave out of it, in the same language.
+        params: freeze parameters: no gradients, and optimizers leave them alone.
+        stats: what normalisation layers do in training mode: ``"hold"`` normalises with the running
+            statistics and never updates them; ``"batch"`` normalises with the batch and leaves them
+            alone; ``"update"`` is plain torch, and the statistics are then no members of the part.
+        mode: ``"eval"`` also switches off dropout and the like; ``"follow"`` holds only what would
+            write to itself (for adapters and GANs).
+        seal: take the content at once as what the part is compared with; tensors on the meta
+            device leave the part unsealed.
+        optimizer: also sets aside what it keeps for these parameters. Its groups stay as they are.
+
+    Returns:
+        The part. ``part.undo()``, or the end of a ``with`` block, puts everything back.
+
+    Raises:
+        SelectionError: if a selector matches nothing, or half of a tied tensor.
+        FreezeError: if something selected cannot be held (ScriptModule, lazy module), the model
+            sits in DDP already, or ``optimizer`` would be left with nothing or is an LBFGS.
+        UnsupportedTensor: if a tensor cannot be sealed; ``seal=False`` freezes it all the same.
+        FrozenStateChanged: if a manifest is given and the content differs from it.
+
+    Example:
+        >>> import torch, frostline as fl
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+        >>> net[1].running_mean.fill_(0.5); net[1].num_batches_tracked.fill_(10)
+        tensor([0.5000, 0.5000])
+        tensor(10)
+        >>> part = fl.freeze(net)
+        >>> _ = net.train()(torch.randn(4, 1, 8, 8))
+        >>> net[1].running_mean
+        tensor([0.5000, 0.5000])
+        >>> part.ok
+        True
+    """
+    arguments.check(model, select, stats, mode, optimizer)
+    model = unwrapped(model)
+    if isinstance(select, Manifest) and select.switches is not None:
+        params, stats, mode = arguments.switches_of(select, params, stats, mode)
+    selection = choose(model, select, exclude)
+    plan = make_plan(model, selection, params, stats, mode)
+    _refuse_an_empty_optimizer(plan, optimizer)
+    terms = _terms(model, plan, (_text(select), exclude), params, stats, mode)
+    part = FrozenPart(model, terms, None, thawing.undo)
+    try:
+        _apply(model, plan, part, terms, optimizer)
+        if seal and not any(entry.tensor.is_meta for entry in plan.tensors):
+            part.seal()
+        if isinstance(select, Manifest):
+            _verify(part, select)
+    except BaseException:
+        part.undo()
+        raise
+    for warning in plan.warnings:
+        warnings.warn(warning, FrostlineWarning, stacklevel=2)
+    return part
+
+
+def _terms(
+    model: nn.Module,
+    plan: Plan,
+    selectors: tuple[str, Selector],
+    params: bool,
+    stats: Stats,
+    mode: str,
+) -> Terms:
+    members = [entry.name for entry in plan.tensors]
+    covered = set(members)
+    return Terms(
+        part=secrets.token_hex(8),
+        select=selectors[0],
+        exclude=describe(selectors[1]) if selectors[1] is not None else None,
+        params=params,
+        stats=stats,
+        mode=mode,
+        modules=list(dict.fromkeys(hold.name for hold in plan.holds)),
+        held=[hold.name for hold in plan.holds if hold.eval],
+        tensors=members,
+        frozen=[entry.name for entry in plan.parameters],
+        others=[e.name for e in named_tensors(model) if e.name not in covered],
+        notes=list(plan.notes),
+    )
+
+
+def _text(select: Selector) -> str:
+    if isinstance(select, Manifest) and select.switches is not None:
+        return str(select.switches["select"])
+    return describe(select)
+
+
+def _apply(
+    model: nn.Module, plan: Plan, part: FrozenPart, terms: Terms, optimizer: Optimizer | None
+) -> None:
+    vars(model)[PARTS] = (*vars(model).get(PARTS, ()), part)
+    _fill_slots(model, plan, terms.part)
+    frozen = list({id(e.tensor): e.tensor for e in plan.parameters}.values())
+    optimizers.set_aside(frozen, optimizer)  # type: ignore[arg-type]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    for planned in plan.holds:
+        record = get(planned.module) or Record()
+        hold = Hold(terms.part, planned.eval, planned.stats)
+        if planned.machinery:
+            held_class.swap_in(planned.name, planned.module)
+        put(planned.module, replace(record, holds=(*record.holds, hold)))
+        if planned.watch:
+            vars(planned.module)[WATCH] = planned.name
+    optimizers.watch_steps()
+
+
+def _fill_slots(model: nn.Module, plan: Plan, part: str) -> None:
+    """Note in every owner's record that its parameters are frozen, and what their flags were."""
+    # A tied tensor may be frozen already at another place: then its flag today is not its own.
+    priors = {
+        id(module._parameters.get(slot.name)): slot.prior
+        for module in model.modules()
+        if (record := get(module)) is not None
+        for slot in record.slots
+    }
+    for entry in plan.parameters:
+        record = get(entry.owner) or Record()
+        slots = {slot.name: slot for slot in record.slots}
+        old = slots.get(entry.attribute)
+        prior = priors.get(id(entry.tensor), entry.tensor.requires_grad)
+        parts = (*old.parts, part) if old is not None else (part,)
+        if part not in (old.parts if old is not None else ()):
+            slots[entry.attribute] = Slot(entry.attribute, prior, parts)
+        put(entry.owner, replace(record, slots=tuple(slots.values())))
+
+
+def _refuse_an_empty_optimizer(plan: Plan, optimizer: Optimizer | None) -> None:
+    if optimizer is None:
+        return
+    frozen = {id(entry.tensor) for entry in plan.parameters}
+    optimizers.refuse_lbfgs(optimizer, frozen)
+    given = [p for group in optimizer.param_groups for p in group["params"]]
+    if given and not any(p.requires_grad and id(p) not in frozen for p in given):
+        raise FreezeError(
+            f"all {len(given)} parameters of this {type(optimizer).__name__} would be frozen, so "
+            "it would have nothing to train. Leave the head out: fl.freeze(model, ..., "
+            "exclude='head'), or give the optimizer the trainable parameters"
+        )
+
+
+def _verify(part: FrozenPart, manifest: Manifest) -> None:
+    differences = manifest.compare(digest_now(part))
+    if differences:
+        shown = "\n".join(f"  {difference}" for difference in differences[:10])
+        raise FrozenStateChanged(
+            f"the content differs from the manifest in {len(differences)} places; nothing was "
+            f"frozen.\n{shown}\nLoad the weights first that the manifest was made of"
+        )

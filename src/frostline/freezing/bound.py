@@ -1,0 +1,94 @@
+"""The names of a part, bound to the objects of one model, so that a look costs microseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from weakref import ReferenceType, ref
+
+from torch import nn
+
+from frostline._names import join, named_modules, named_tensors
+from frostline._results import Change
+from frostline.errors import FrozenStateChanged
+from frostline.freezing import record
+
+
+class Bound:
+    """Weak references to the frozen parameters and the covered modules of one model."""
+
+    def __init__(self, model: nn.Module, frozen: Sequence[str], modules: Sequence[str]) -> None:
+        wanted, covered = set(frozen), set(modules)
+        self._places = [
+            (e.name, ref(e.owner), e.attribute, ref(e.tensor))
+            for e in named_tensors(model)
+            if e.kind == "parameter" and e.name in wanted
+        ]
+        self._children: list[
+            tuple[str, ReferenceType[nn.Module], str, ReferenceType[nn.Module]]
+        ] = []
+        held: nn.Module | None = None
+        for name, parent in named_modules(model):
+            for key, child in parent._modules.items():
+                full = join(name, key)
+                if child is not None and full in covered:
+                    self._children.append((full, ref(parent), key, ref(child)))
+            mine = record.get(parent)
+            if held is None and name in covered and mine is not None and mine.eval:
+                held = parent
+        self._sentinel = ref(held) if held is not None else None
+
+    @property
+    def sentinel(self) -> nn.Module | None:
+        """The first module that the part holds in eval mode."""
+        return self._sentinel() if self._sentinel is not None else None
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The frozen parameters that are alive."""
+        found = (reference() for _, _, _, reference in self._places)
+        return [p for p in found if isinstance(p, nn.Parameter)]
+
+    def freeze_again(self) -> list[str]:
+        """Freeze trainable parameters that stand where frozen ones stood; their names.
+
+        The same object with its flag switched on is somebody's wish and stays as it is: it is
+        named by ``changes()``.
+        """
+        again: list[str] = []
+        for i, (name, owner_ref, attribute, tensor_ref) in enumerate(self._places):
+            owner = owner_ref()
+            now = owner._parameters.get(attribute) if owner is not None else None
+            if now is None or now is tensor_ref():
+                continue
+            self._places[i] = (name, owner_ref, attribute, ref(now))
+            if now.requires_grad:
+                now.requires_grad_(False)
+                now.grad = None
+                again.append(name)
+        return again
+
+    def refuse_replaced_modules(self, text: str) -> None:
+        """Raise if another module stands where a covered one stood, unless it wraps that one.
+
+        Raises:
+            FrozenStateChanged: naming all of them.
+        """
+        replaced = [
+            name
+            for name, parent_ref, key, child_ref in self._children
+            if _is_replaced(parent_ref(), key, child_ref())
+        ]
+        if replaced:
+            more = f" and {len(replaced) - 1} more" if len(replaced) > 1 else ""
+            raise FrozenStateChanged(
+                f"{replaced[0]}{more} was replaced after freezing {text} and is not held. Freeze "
+                f"what is there now: part.undo(), then fl.freeze(model, ...) again; or leave it "
+                f"out: fl.unfreeze(model, {replaced[0]!r})",
+                [Change(name, "replaced", "drift") for name in replaced],
+            )
+
+
+def _is_replaced(parent: nn.Module | None, key: str, child: nn.Module | None) -> bool:
+    now = parent._modules.get(key) if parent is not None else None
+    if now is None or now is child:
+        return False
+    return child is None or all(module is not child for module in now.modules())

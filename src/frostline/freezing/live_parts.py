@@ -1,0 +1,58 @@
+"""The parts that are alive in this process, and when they look after themselves.
+
+A loader may put new, trainable parameters where frozen ones were (``from_pretrained`` does), and a
+module may be replaced. Both are seen when a mode is next written, at the latest at the next
+optimizer step and before it.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+from weakref import WeakSet
+
+from torch import nn
+
+
+class LivePart(Protocol):
+    """What the registry needs of a FrozenPart."""
+
+    @property
+    def sentinel(self) -> nn.Module | None:
+        """The module whose mode is written whenever somebody writes the modes of the part."""
+
+    def look_after(self, about_to_train: bool) -> None:
+        """Freeze again what a loader made trainable; raise if a module was replaced."""
+
+    def root_or_none(self) -> nn.Module | None:
+        """The model, unless it is gone."""
+
+    def forget(self, tensors: set[str], modules: set[str], free: set[str]) -> bool:
+        """Leave these names out from now on; whether anything is left."""
+
+    def frozen_parameters(self) -> list[nn.Parameter]:
+        """The parameters that the part covers now."""
+
+
+_live: WeakSet[LivePart] = WeakSet()
+
+
+def add(part: LivePart) -> None:
+    """Count ``part`` among the living."""
+    _live.add(part)
+
+
+def discard(part: LivePart) -> None:
+    """Forget ``part``."""
+    _live.discard(part)
+
+
+def all_parts() -> list[LivePart]:
+    """The living parts."""
+    return list(_live)
+
+
+def mode_was_written(module: nn.Module, mode: bool) -> None:
+    """Somebody wrote ``training`` of a held module."""
+    for part in all_parts():
+        if part.sentinel is module:
+            part.look_after(about_to_train=mode)

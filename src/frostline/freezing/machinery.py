@@ -1,0 +1,85 @@
+"""The machinery of a held class: inert without a record in the object's ``__dict__``."""
+
+from __future__ import annotations
+
+import copyreg
+from typing import Any
+
+from torch import nn
+
+from frostline.freezing import ignored, live_parts
+from frostline.freezing.record import ASKED, RECORD
+
+_BASE = "_frostline_base"
+
+
+class Held(nn.Module):
+    """Mixed in front of a module's own class; overrides nothing but who decides on ``training``."""
+
+    # TorchScript cannot compile a property that reads __dict__.
+    __jit_unused_properties__ = ["training"]  # noqa: RUF012  (torch reads a list)
+
+    def __init_subclass__(cls) -> None:
+        # The user's __init_subclass__ (a registry by class name, say) must not see held classes.
+        pass
+
+    @property  # type: ignore[override]
+    def training(self) -> bool:
+        own = self.__dict__
+        record = own.get(RECORD)
+        if record is not None and record.eval:
+            return False
+        if "training" not in own:
+            raise AttributeError("training")
+        return own["training"]  # type: ignore[no-any-return]
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        own = self.__dict__
+        record = own.get(RECORD)
+        if record is None or not record.eval:
+            own["training"] = mode
+            return
+        own[ASKED] = mode
+        if mode:
+            ignored.note(self, "train()")
+        live_parts.mode_was_written(self, mode)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Only the reference to our class is replaced; a base's own reduction stays in charge.
+        reduced = super().__reduce_ex__(protocol)
+        cls = type(self)
+        if not is_held_class(cls) or not isinstance(reduced, tuple):
+            return reduced
+        function, args, *rest = reduced
+        if function is copyreg.__newobj__ and args[0] is cls:  # type: ignore[attr-defined]
+            return (rebuild_held, (base_of(cls), *args[1:]), *rest)
+        if function is cls:
+            return (rebuild_held_by_call, (base_of(cls), *args), *rest)
+        return reduced
+
+
+def is_held_class(cls: type) -> bool:
+    """Whether frostline made ``cls`` itself (and not merely one of its bases)."""
+    return _BASE in cls.__dict__
+
+
+def base_of(held: type) -> type[nn.Module]:
+    """The user's class behind a held class."""
+    base: type[nn.Module] = held.__dict__[_BASE]
+    return base
+
+
+def rebuild_held(base: type[nn.Module], *args: Any) -> nn.Module:
+    """Make an empty object of the held class of ``base``; pickles of held models name this."""
+    from frostline.freezing.held_class import held_class
+
+    module: nn.Module = base.__new__(held_class(base), *args)
+    return module
+
+
+def rebuild_held_by_call(base: type[nn.Module], *args: Any) -> nn.Module:
+    """Like :func:`rebuild_held`, for classes whose own ``__reduce__`` calls the class."""
+    from frostline.freezing.held_class import held_class
+
+    return held_class(base)(*args)

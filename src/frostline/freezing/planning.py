@@ -1,0 +1,247 @@
+"""What a freeze would do to a model, decided before anything is touched."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from frostline._names import NamedTensor, aliases, named_tensors, overlapping
+from frostline.errors import FreezeError, SelectionError
+from frostline.freezing import held_class, holders
+from frostline.freezing.reads_training import reads_training
+from frostline.freezing.record import Stats
+from frostline.selection import Selection
+
+
+@dataclass(eq=False)
+class PlannedHold:
+    """How one module will be held.
+
+    Attributes:
+        eval: kept in eval mode.
+        stats: the statistics switch, for normalisation layers.
+        machinery: whether its class must be swapped.
+        watch: whether its first forward is compared.
+        mixed: whether only something trainable below it keeps it out of eval mode.
+    """
+
+    name: str
+    module: nn.Module
+    eval: bool
+    stats: Stats | None
+    machinery: bool
+    watch: bool
+    mixed: bool = False
+
+
+@dataclass(eq=False)
+class Plan:
+    """All of it.
+
+    Attributes:
+        holds: one for every selected module.
+        parameters: every place of every parameter that becomes frozen.
+        tensors: every tensor that the part covers, parameters included.
+        notes: what the user should know, shown by ``print(part)``.
+        warnings: what the user should hear at once.
+    """
+
+    holds: list[PlannedHold]
+    parameters: list[NamedTensor]
+    tensors: list[NamedTensor]
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def make_plan(
+    model: nn.Module, selection: Selection, params: bool, stats: Stats, mode: str
+) -> Plan:
+    """Decide what happens to each selected module and tensor.
+
+    Raises:
+        FreezeError: if something selected can never be held.
+        SelectionError: if the selection would freeze half of a tied or shared tensor.
+    """
+    _refuse_what_cannot_be_held(selection)
+    parameters = [t for t in selection.tensors if t.kind == "parameter"] if params else []
+    _refuse_half_of_a_tied_tensor(model, parameters)
+    _refuse_toggling_under_ddp(model, parameters)
+    frozen = {id(entry.tensor) for entry in parameters}
+    holds = [_plan_hold(name, m, frozen, stats, mode) for name, m in selection.modules]
+    plan = Plan(holds, parameters, _members(selection, holds, params, stats))
+    _tell(plan)
+    return plan
+
+
+def _plan_hold(
+    name: str, module: nn.Module, frozen: set[int], stats: Stats, mode: str
+) -> PlannedHold:
+    if tracks_statistics(module):
+        _refuse_batch_statistics(name, module, stats)
+        swap = stats != "update" and not held_class.keeps_its_class(module)
+        return PlannedHold(name, module, stats == "hold", stats, swap, False)
+    trainable = has_trainable(module, frozen)
+    may_hold = not held_class.keeps_its_class(module) and not trainable
+    reads = reads_training(module)
+    follows = mode == "follow" and not holders.writes_to_itself(module)
+    known = holders.registered(type(module)) is not None
+    watch = may_hold and not known and _owns_state(module)
+    eval_ = may_hold and not follows and (reads or holders.needs_machinery(module))
+    mixed = trainable and reads and not follows
+    return PlannedHold(name, module, eval_, None, eval_ or watch, watch, mixed)
+
+
+def has_trainable(module: nn.Module, frozen: set[int]) -> bool:
+    """Whether anything at or below ``module`` stays trainable when ``frozen`` (ids) is frozen."""
+    return any(p.requires_grad and id(p) not in frozen for p in module.parameters())
+
+
+def tracks_statistics(module: nn.Module) -> bool:
+    """Whether ``module`` is a normalisation layer with running statistics."""
+    return module._buffers.get("running_mean") is not None and "running_var" in module._buffers
+
+
+def _owns_state(module: nn.Module) -> bool:
+    buffers = any(buffer is not None for buffer in module._buffers.values())
+    return buffers or any(isinstance(value, torch.Tensor) for value in vars(module).values())
+
+
+def _members(
+    selection: Selection, holds: Iterable[PlannedHold], params: bool, stats: Stats
+) -> list[NamedTensor]:
+    # What goes on changing is no member: statistics under "update", parameters under params=False.
+    free = {id(h.module) for h in holds if h.stats == "update"}
+    return [
+        entry
+        for entry in selection.tensors
+        if (params if entry.kind == "parameter" else id(entry.owner) not in free)
+    ]
+
+
+def _refuse_what_cannot_be_held(selection: Selection) -> None:
+    for name, module in selection.modules:
+        why = held_class.cannot_be_held(module)
+        if why is not None:
+            raise FreezeError(
+                f"{name or 'the model itself'} ({type(module).__name__}) cannot be frozen: {why}"
+            )
+
+
+def _refuse_half_of_a_tied_tensor(model: nn.Module, parameters: list[NamedTensor]) -> None:
+    everywhere = [entry for entry in named_tensors(model) if entry.kind == "parameter"]
+    frozen = {id(entry.tensor) for entry in parameters}
+    places = {(id(entry.owner), entry.attribute) for entry in parameters}
+    for group in aliases(entry for entry in everywhere if id(entry.tensor) in frozen):
+        outside = [e.name for e in group if (id(e.owner), e.attribute) not in places]
+        inside = [e.name for e in group if (id(e.owner), e.attribute) in places]
+        if outside:
+            raise SelectionError(_tied(inside, outside))
+    inside_table = {e.name: e.tensor for e in parameters}
+    outside_table = {e.name: e.tensor for e in everywhere if id(e.tensor) not in frozen}
+    for inside_name, outside_name in overlapping(inside_table, outside_table):
+        raise SelectionError(
+            f"{inside_name} and {outside_name} share bytes of memory, and only the first would be "
+            "frozen. Freeze both, or neither."
+        )
+
+
+def _tied(inside: list[str], outside: list[str]) -> str:
+    return (
+        f"{' = '.join(inside + outside)} are one tied tensor, and the selection covers only "
+        f"{', '.join(inside)}. Freeze all of its places: add {', '.join(map(repr, outside))} to "
+        f"the selection; or none: exclude={inside if len(inside) > 1 else inside[0]!r}"
+    )
+
+
+def _refuse_toggling_under_ddp(model: nn.Module, parameters: list[NamedTensor]) -> None:
+    wrapped = isinstance(model, DistributedDataParallel) or any(
+        isinstance(m, DistributedDataParallel) for m in model.modules()
+    )
+    toggled = [e.name for e in parameters if e.tensor.requires_grad]
+    if wrapped and toggled:
+        raise FreezeError(
+            f"the model is wrapped in DistributedDataParallel already, which waits for gradients "
+            f"of the parameters that required them when it was built; {toggled[0]} and "
+            f"{len(toggled) - 1} more would stop. Freeze first, wrap after that: "
+            "fl.freeze(model, ...); DistributedDataParallel(model)"
+        )
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's model behind ``torch.compile``, DDP and DataParallel: the root of a part.
+
+    A wrapper is often made for one call and dropped; the model in it lives on.
+    """
+    while True:
+        if isinstance(model, DistributedDataParallel | DataParallel):
+            model = model.module
+        elif "_orig_mod" in model._modules:
+            model = model._modules["_orig_mod"]  # type: ignore[assignment]
+        else:
+            return model
+
+
+def _refuse_batch_statistics(name: str, module: nn.Module, stats: Stats) -> None:
+    known = isinstance(module, nn.modules.batchnorm._NormBase)
+    if stats == "batch" and not known and reads_training(module):
+        raise FreezeError(
+            f'{name} ({type(module).__name__}) cannot be frozen with stats="batch": it is no torch '
+            'norm, and how it computes batch statistics is not known. Use stats="hold" or "update"'
+        )
+
+
+def _tell(plan: Plan) -> None:
+    untracked = [h.name for h in plan.holds if _uses_the_batch_always(h.module)]
+    fresh = [h.name for h in plan.holds if h.stats == "hold" and _never_trained(h.module)]
+    by_mode = [h.name for h in plan.holds if h.eval and _output_depends_on_mode(h.module)]
+    gates = [h.name for h in plan.holds if h.eval and _checkpoints_by_mode(h.module)]
+    plan.warnings += [
+        *_say(untracked, "without running statistics: normalises with the batch in every mode, so "
+              "its output still depends on the other samples"),
+        *_say(fresh, "never trained: running mean 0, variance 1, counter 0 are held, which "
+              "normalises nothing. Load weights first, then part.seal()"),
+        *_say(by_mode, "returns something else in eval mode (it takes targets). To keep training "
+              'behaviour: fl.freeze(..., mode="follow")'),
+        *_say(gates, "has gradient_checkpointing=True and asks training for it: held in eval it "
+              'will not checkpoint. To keep it: fl.freeze(..., mode="follow")'),
+    ]  # fmt: skip
+    mixed = [h.name for h in plan.holds if h.mixed]
+    plan.notes += plan.warnings + _say(
+        mixed, "follows train() and eval(): something below it stays trainable"
+    )
+
+
+def _say(names: list[str], what: str) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [f"{names[0] or 'the model itself'}{more}: {what}"]
+
+
+def _uses_the_batch_always(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+
+
+def _never_trained(module: nn.Module) -> bool:
+    counter = module._buffers.get("num_batches_tracked")
+    mean, var = module._buffers["running_mean"], module._buffers["running_var"]
+    if counter is None or mean is None or var is None or mean.is_meta:
+        return False
+    return bool(counter == 0) and not bool(mean.any()) and bool((var == 1).all())
+
+
+def _output_depends_on_mode(module: nn.Module) -> bool:
+    return "targets" in inspect.signature(type(module).forward).parameters
+
+
+def _checkpoints_by_mode(module: nn.Module) -> bool:
+    if getattr(module, "gradient_checkpointing", False) is not True:
+        return False
+    return not any(
+        holders.registered(type(m)) is holders.HeldCheckpointing for m in module.modules()
+    )

@@ -1,0 +1,43 @@
+"""Plain classes for the length of a block, then the hold again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from frostline.freezing import held_class
+from frostline.freezing.record import ASKED, IGNORED, PARTS, RECORD, WATCH
+
+_OURS = (RECORD, ASKED, WATCH, IGNORED, PARTS)
+
+
+@contextmanager
+def released(model: nn.Module) -> Iterator[None]:
+    """Take everything of ours off ``model``; modules that were held stay in eval mode.
+
+    A mode that somebody writes meanwhile counts as asked for.
+    """
+    taken = [(m, {key: vars(m)[key] for key in _OURS if key in vars(m)}) for m in model.modules()]
+    swapped = [m for m, _ in taken if held_class.is_held_class(type(m))]
+    for module, ours in taken:
+        for key in ours:
+            del vars(module)[key]
+    for module in swapped:
+        held_class.swap_out(module)
+    try:
+        yield
+    finally:
+        for module in swapped:
+            held_class.swap_in("", module)
+        for module, ours in taken:
+            _take_back(module, ours)
+
+
+def _take_back(module: nn.Module, ours: dict[str, object]) -> None:
+    own = vars(module)
+    record = ours.get(RECORD)
+    if getattr(record, "eval", False) and own["training"]:
+        ours[ASKED], own["training"] = True, False
+    own.update(ours)

@@ -1,0 +1,161 @@
+"""The seal: the content that a part is compared with."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from frostline._results import Change
+from frostline._state import same_bits
+from frostline.checksums import Checksum, checksum, matches, rounded
+
+# A part keeps private copies of its smallest tensors, so that running statistics always have
+# numbers: up to this fraction of its bytes, and small parts keep all of theirs.
+COPIED_FRACTION = 0.01
+COPIED_AT_LEAST = 1 << 20
+
+# What a tensor of this dtype may be rounded to and brought back from, which is a cast and no drift.
+_NARROWER = {
+    torch.float64: (torch.float32, torch.bfloat16, torch.float16),
+    torch.float32: (torch.bfloat16, torch.float16),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class SealedTensor:
+    """One tensor as it was: checksum, dtype, shape, checksums of its roundings, maybe a copy."""
+
+    checksum: Checksum
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    rounded: dict[torch.dtype, Checksum]
+    copy: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Seal:
+    """The content of a part at one moment.
+
+    Attributes:
+        key: of the checksums; drawn anew for every seal.
+        tensors: full name to what was there.
+    """
+
+    key: int
+    tensors: dict[str, SealedTensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that were read."""
+        return sum(t.dtype.itemsize * _count(t.shape) for t in self.tensors.values())
+
+
+def take(tensors: Mapping[str, Tensor]) -> Seal:
+    """Seal these tensors as they are now; reads each byte where it lives, copies only small ones.
+
+    Raises:
+        UnsupportedTensor: if the content of one cannot be read.
+    """
+    key = secrets.randbits(64)
+    copied = _to_copy(tensors)
+    return Seal(key, {name: _seal(name, t, key, name in copied) for name, t in tensors.items()})
+
+
+def _to_copy(tensors: Mapping[str, Tensor]) -> set[str]:
+    budget = max(COPIED_AT_LEAST, int(COPIED_FRACTION * sum(t.nbytes for t in tensors.values())))
+    chosen: set[str] = set()
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].nbytes):
+        budget -= tensor.nbytes
+        if budget < 0:
+            break
+        if _is_dense(tensor):
+            chosen.add(name)
+    return chosen
+
+
+def _seal(name: str, tensor: Tensor, key: int, keep: bool) -> SealedTensor:
+    roundings = _NARROWER.get(tensor.dtype, ()) if _is_dense(tensor) else ()
+    return SealedTensor(
+        checksum(tensor, key, name),
+        tensor.dtype,
+        tuple(tensor.shape),
+        {dtype: rounded(tensor, dtype, key, name) for dtype in roundings},
+        tensor.detach().clone() if keep else None,
+    )
+
+
+def compare(seal: Seal, name: str, tensor: Tensor) -> Change | None:
+    """How ``tensor`` differs from what was sealed under ``name``, None if it does not."""
+    sealed = seal.tensors[name]
+    if tuple(tensor.shape) != sealed.shape:
+        cause = f"{list(sealed.shape)} -> {list(tensor.shape)}"
+        return Change(name, "shape", cause=cause)
+    if matches(sealed.checksum, tensor, seal.key, name):
+        return None
+    if _is_cast(sealed, name, tensor, seal.key):
+        return Change(name, "cast", "report", cause=_cast_text(sealed.dtype, tensor.dtype))
+    if tensor.dtype != sealed.dtype:
+        return Change(name, "dtype", cause=f"{sealed.dtype} -> {tensor.dtype}, values differ too")
+    return _value_change(sealed, name, tensor)
+
+
+def _cast_text(was: torch.dtype, now: torch.dtype) -> str:
+    return f"{was} -> {now}" if was != now else f"rounded, still {now}"
+
+
+def _is_cast(sealed: SealedTensor, name: str, tensor: Tensor, key: int) -> bool:
+    """Whether the bytes are those that a cast, or a cast there and back, leaves."""
+    was, now = sealed.dtype, tensor.dtype
+    if not _is_dense(tensor):
+        return False
+    if now in sealed.rounded:
+        return matches(sealed.rounded[now], tensor, key, name)
+    if now == was:
+        return any(
+            _survives(tensor, dtype) and matches(expected, tensor.to(dtype), key, name)
+            for dtype, expected in sealed.rounded.items()
+        )
+    return _survives(tensor, was) and matches(sealed.checksum, tensor.to(was), key, name)
+
+
+def _survives(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a trip through ``dtype`` changes nothing."""
+    tensor = tensor.detach()
+    return same_bits(tensor.to(dtype).to(tensor.dtype), tensor)
+
+
+def _value_change(sealed: SealedTensor, name: str, tensor: Tensor) -> Change:
+    if sealed.copy is None:
+        return Change(name, "value")
+    old, new = sealed.copy, tensor.detach().to(sealed.copy.device)
+    differ = _bits_differ(old, new)
+    return Change(
+        name, "value", max_abs=_max_abs(old, new), changed_elements=int(differ.sum().item())
+    )
+
+
+def _bits_differ(old: Tensor, new: Tensor) -> Tensor:
+    """One bool an element."""
+    pair = [t.contiguous().reshape(-1).view(torch.uint8).view(t.numel(), -1) for t in (old, new)]
+    return (pair[0] != pair[1]).any(1)
+
+
+def _max_abs(old: Tensor, new: Tensor) -> float | None:
+    wide = torch.complex128 if old.is_complex() else torch.float64
+    return (new.to(wide) - old.to(wide)).abs().max().item()
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and type(tensor) in (
+        Tensor,
+        torch.nn.Parameter,
+        torch.nn.Buffer,
+    )
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return torch.Size(shape).numel()

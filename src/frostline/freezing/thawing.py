@@ -1,0 +1,213 @@
+"""``unfreeze``, ``parts`` and the undo of a part: letting go, exactly."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import replace
+
+from torch import nn
+
+from frostline._names import NamedTensor, aliases, named_modules, named_tensors
+from frostline.errors import FrostlineWarning, SelectionError
+from frostline.freezing import arguments, held_class, live_parts, optimizers
+from frostline.freezing.part import FrozenPart
+from frostline.freezing.planning import unwrapped
+from frostline.freezing.record import PARTS, Record, Slot, get, put, without_part
+from frostline.selection import Selection, Selector, describe
+from frostline.selection import select as choose
+
+
+def parts(model: nn.Module) -> list[FrozenPart]:
+    """The parts of a model: those one did not keep, and those of a copy or an unpickled model.
+
+    Example:
+        >>> import copy, torch, frostline as fl
+        >>> net = torch.nn.Linear(2, 1)
+        >>> part = fl.freeze(net)
+        >>> fl.parts(net) == [part], fl.parts(copy.deepcopy(net)) == [part]
+        (True, False)
+    """
+    arguments.check_model(model, "parts")
+    found: list[FrozenPart] = []
+    for module in model.modules():
+        # A shallow copy of a module shares the entry, but the parts are those of the original.
+        found += [part for part in vars(module).get(PARTS, ()) if part.is_of(module)]
+    return found
+
+
+def undo(part: FrozenPart) -> None:
+    """Take everything back that ``part`` asked for; what another part covers stays frozen."""
+    live_parts.discard(part)
+    root = part.root_or_none()
+    if root is not None:
+        _leave(root, part)
+        id_ = part.id
+        released = _drop(root, lambda record: without_part(record, id_))
+        _give_flags_back(root, released)
+    optimizers.unwatch_steps_if_idle()
+
+
+def _leave(root: nn.Module, part: FrozenPart) -> None:
+    own = vars(root)
+    own[PARTS] = tuple(other for other in own.get(PARTS, ()) if other is not part)
+    if not own[PARTS]:
+        del own[PARTS]
+
+
+def _drop(root: nn.Module, change: object) -> list[tuple[nn.Module, Slot]]:
+    """Apply ``change`` to every record below ``root``; the slots that nobody covers any more."""
+    gone: list[tuple[nn.Module, Slot]] = []
+    for module in root.modules():
+        before = get(module)
+        if before is None:
+            continue
+        after: Record = change(before)  # type: ignore[operator]
+        if after == before:
+            continue
+        put(module, after)
+        if get(module) is None:
+            held_class.swap_out(module)
+        kept = {slot.name for slot in after.slots}
+        gone += [(module, slot) for slot in before.slots if slot.name not in kept]
+    return gone
+
+
+def _give_flags_back(root: nn.Module, released: Iterable[tuple[nn.Module, Slot]]) -> None:
+    still = {
+        id(module._parameters.get(slot.name))
+        for module in root.modules()
+        if (record := get(module)) is not None
+        for slot in record.slots
+    }
+    for module, slot in released:
+        parameter = module._parameters.get(slot.name)
+        if parameter is None or id(parameter) in still:
+            continue
+        if slot.prior:
+            parameter.requires_grad_(True)
+        optimizers.bring_back([parameter])
+
+
+def unfreeze(model: nn.Module, select: Selector = None) -> list[nn.Parameter]:
+    """Make a part trainable, whoever froze it, and return the parameters that became so.
+
+    The modules follow ``train()`` and ``eval()`` again, in the mode that was last asked for. Parts
+    shrink: ``part.undo()`` still puts back what is left of them.
+
+    Args:
+        model: the model.
+        select: the part, in the language of :func:`frostline.freeze`; None is the whole model.
+
+    Returns:
+        The parameters that became trainable, each once, in the order of the model: for
+        ``optimizer.add_param_group({"params": fl.unfreeze(model, "backbone.layer4")})``. Nothing
+        frozen in it gives an empty list and a warning.
+
+    Raises:
+        SelectionError: if ``select`` matches nothing, or half of a tied tensor.
+
+    Example:
+        >>> import torch, frostline as fl
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+        >>> part = fl.freeze(net)
+        >>> len(fl.unfreeze(net, "1")), net[1].weight.requires_grad, net[0].weight.requires_grad
+        (2, True, False)
+    """
+    arguments.check_model(model, "unfreeze", select)
+    root = unwrapped(model)
+    chosen = choose(root, select)
+    places = [entry for entry in chosen.tensors if entry.kind == "parameter"]
+    _refuse_half_of_a_tied_tensor(root, places)
+    thawed = [p for p in _unique(places) if not p.requires_grad and _can_require_grad(p)]
+    was_held = _release(chosen, places)
+    if not thawed and not was_held:
+        warnings.warn(
+            f"nothing in {describe(select)} of {type(root).__name__} was frozen, so nothing "
+            "changed",
+            FrostlineWarning,
+            stacklevel=2,
+        )
+    for parameter in thawed:
+        parameter.requires_grad_(True)
+    optimizers.forget(thawed)
+    _free_parents(root)
+    _shrink_parts(chosen, places)
+    optimizers.unwatch_steps_if_idle()
+    return thawed
+
+
+def _unique(places: Iterable[NamedTensor]) -> list[nn.Parameter]:
+    return list({id(e.tensor): e.tensor for e in places}.values())  # type: ignore[arg-type]
+
+
+def _can_require_grad(parameter: nn.Parameter) -> bool:
+    return parameter.is_floating_point() or parameter.is_complex()
+
+
+def _refuse_half_of_a_tied_tensor(root: nn.Module, places: list[NamedTensor]) -> None:
+    chosen = {(id(e.owner), e.attribute) for e in places}
+    for group in aliases(e for e in named_tensors(root) if e.kind == "parameter"):
+        inside = [e.name for e in group if (id(e.owner), e.attribute) in chosen]
+        outside = [e.name for e in group if (id(e.owner), e.attribute) not in chosen]
+        if inside and outside and not group[0].tensor.requires_grad:
+            raise SelectionError(
+                f"{' = '.join(inside + outside)} are one tied tensor: unfreezing "
+                f"{', '.join(inside)} alone would train all of them. Name all of its places: "
+                f"fl.unfreeze(model, {inside + outside})"
+            )
+
+
+def _release(chosen: Selection, places: list[NamedTensor]) -> bool:
+    """Drop every hold on the chosen modules and every slot of the chosen parameters."""
+    modules = {id(m) for _, m in chosen.modules}
+    wanted: dict[int, set[str]] = {}
+    owners = {id(m): m for _, m in chosen.modules}
+    for entry in places:
+        wanted.setdefault(id(entry.owner), set()).add(entry.attribute)
+        owners[id(entry.owner)] = entry.owner
+    was_held = False
+    for key, module in owners.items():
+        record = get(module)
+        if record is None:
+            continue
+        slots = tuple(s for s in record.slots if s.name not in wanted.get(key, set()))
+        holds = () if key in modules else record.holds
+        was_held = was_held or holds != record.holds
+        put(module, replace(record, holds=holds, slots=slots))
+        if get(module) is None:
+            held_class.swap_out(module)
+    return was_held
+
+
+def _free_parents(root: nn.Module) -> None:
+    """A module with anything trainable below it is never held in eval, its norms apart."""
+    tops = {id(root): root}
+    for part in live_parts.all_parts():
+        top = part.root_or_none()
+        if top is not None:
+            tops[id(top)] = top
+    for top in tops.values():
+        for module in top.modules():
+            record = get(module)
+            if record is None or not record.eval or any(h.stats for h in record.holds):
+                continue
+            if any(p.requires_grad for p in module.parameters()):
+                holds = tuple(replace(hold, eval=False) for hold in record.holds)
+                put(module, replace(record, holds=holds))
+
+
+def _shrink_parts(chosen: Selection, places: list[NamedTensor]) -> None:
+    modules = {id(m) for _, m in chosen.modules}
+    tensors = {id(e.tensor) for e in places} | {
+        id(e.tensor) for e in chosen.tensors if id(e.owner) in modules
+    }
+    for part in live_parts.all_parts():
+        top = part.root_or_none()
+        if top is None:
+            continue
+        names = {e.name for e in named_tensors(top) if id(e.tensor) in tensors}
+        paths = {name for name, module in named_modules(top) if id(module) in modules}
+        free = {n for n, m in named_modules(top) if (r := get(m)) is not None and not r.eval}
+        if not part.forget(names, paths, free):
+            undo(part)

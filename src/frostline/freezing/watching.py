@@ -1,0 +1,56 @@
+"""Modules that may write to themselves whatever the mode: their first forward is compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frostline._results import Change
+from frostline._state import same_bits
+from frostline.errors import FrozenStateChanged
+from frostline.freezing.machinery import Held
+from frostline.freezing.record import WATCH
+
+
+class Watched(Held):
+    """Machinery for classes that no registry knows.
+
+    Before the first forward there is no evidence that a module leaves its buffers alone, and no
+    flag stops one that does not. So that forward is compared, and a change is put back and named.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        own = self.__dict__
+        if WATCH not in own or torch.compiler.is_compiling():
+            return super().__call__(*args, **kwargs)
+        before = [(name, t, t.detach().clone()) for name, t in own_state(self)]
+        output = super().__call__(*args, **kwargs)
+        _compare(self, own.pop(WATCH), before)
+        return output
+
+
+def own_state(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Buffers and plain tensor attributes that ``module`` itself holds, those with memory."""
+    own = vars(module)
+    found = [*module._buffers.items(), *((k, v) for k, v in own.items() if isinstance(v, Tensor))]
+    return [(name, t) for name, t in found if t is not None and not t.is_meta]
+
+
+def _compare(module: nn.Module, full_name: str, before: list[tuple[str, Tensor, Tensor]]) -> None:
+    changed = [(name, t, old) for name, t, old in before if not same_bits(t, old)]
+    if not changed:
+        return
+    for _, tensor, old in changed:
+        with torch.no_grad():
+            tensor.copy_(old)
+    names = [f"{full_name}.{name}" if full_name else name for name, _, _ in changed]
+    base = type(module).__name__
+    raise FrozenStateChanged(
+        f"{names[0]} is frozen, and the forward of {base} wrote to it although the module is held "
+        f"in eval mode; the old value was put back. Either leave it out: fl.freeze(model, ..., "
+        f"exclude={full_name!r}), or say how it is held: "
+        f"frostline.freezing.register_holder({base}, forward)",
+        [Change(name, "value", cause=f"forward of {base}") for name in names],
+    )
