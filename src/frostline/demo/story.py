@@ -25,6 +25,7 @@ class Story(Result):
 
     Attributes:
         settings: what it was run with.
+        picture: the fixed test image of the first seed, 8 rows of 8 values in [0, 1].
         document: the document's network, both ways.
         hard: two branches, the second on inverted digits.
         mild: two branches, the second on the same digits.
@@ -34,6 +35,7 @@ class Story(Result):
     """
 
     settings: Settings
+    picture: list[list[float]]
     document: DocumentStory
     hard: Scene
     mild: Scene
@@ -70,6 +72,7 @@ class Story(Result):
             "ok": self.ok,
             "failures": self.failures,
             "settings": self.settings.to_dict(),
+            "fixed_input": self.picture,
             "document": self.document.to_dict(),
             "inverted": self.hard.to_dict(),
             "same": self.mild.to_dict(),
@@ -115,7 +118,8 @@ def tell_story(
         say(telling.why(reasons))
         mended, fault = counterfactual(witness), _attribution(witness)
         say(telling.whose_fault(mended, fault))
-    return Story(settings, document, hard, mild, reasons, mended, fault)
+    picture: list[list[float]] = witness.test.images[0, 0].tolist()
+    return Story(settings, picture, document, hard, mild, reasons, mended, fault)
 
 
 def _attribution(witness: Witness) -> Attribution:

@@ -70,6 +70,7 @@ def branches(hard: Scene, mild: Scene) -> Chapter:
 
 def why(reasons: Why) -> Chapter:
     """What the flag covers, what moved, and the formula."""
+    of, lines, known = formula(reasons.formula)
     return "\n".join(
         [
             "3. WHY",
@@ -82,7 +83,11 @@ def why(reasons: Why) -> Chapter:
             moved(reasons),
             "",
             "A norm in training mode writes them in every forward pass, whatever the flag",
-            "says. The first training batch, " + formula(reasons.formula),
+            f"says. The first training batch, {of}",
+            "",
+            textwrap.indent(lines, "  "),
+            "",
+            *textwrap.wrap(known, 78),
         ]
     )
 
@@ -96,7 +101,8 @@ def whose_fault(mended: Counterfactual, fault: Attribution) -> Chapter:
             "4. WHOSE FAULT IT WAS",
             "",
             f"After way (a), put back only the running statistics ({len(mended.put_back)} entries): the output",
-            f"on the fixed image is {bits} {rest}".rstrip(),
+            f"on the fixed image is {bits}",
+            *([rest] if rest else []),
             f"  before    {_tensor(mended.before)}",
             f"  after     {_tensor(mended.after)}",
             f"  put back  {_tensor(mended.restored)}",
@@ -168,24 +174,22 @@ def moved(reasons: Why) -> str:
     return table(["entry", "changed", "by up to"], rows)
 
 
-def formula(numbers: Formula) -> str:
-    """The momentum formula with the run's numbers in it."""
+def formula(numbers: Formula) -> tuple[str, str, str]:
+    """The momentum formula with the run's numbers in it: of what, the lines, what to know."""
     m = numbers.momentum
     (mean, seen, mean_new, _), (var, seen_var, var_new, _) = numbers.mean, numbers.variance
-    return "\n".join(
-        [
-            f"channel {numbers.channel} of {numbers.layer}:",
-            "",
-            "  new = (1 - momentum) * running + momentum * observed",
-            f"  mean      {1 - m:.4g} * {mean:.6f} + {m:.4g} * {seen:.6f} = {mean_new:.6f}",
-            f"  variance  {1 - m:.4g} * {var:.6f} + {m:.4g} * {seen_var:.6f} = {var_new:.6f}",
-            "",
-            f"  The buffers hold {numbers.mean[3]:.6f} and {numbers.variance[3]:.6f}. Over all channels the",
-            f"  formula and the buffers differ by at most {numbers.largest_error:.0e}. The observed",
-            f"  variance is the one over N - 1 = {numbers.values - 1:,}; the batch itself is normalised",
-            f"  with the one over N, {numbers.biased:.6f}.",
-        ]
+    lines = [
+        "new = (1 - momentum) * running + momentum * observed",
+        f"mean      {1 - m:.4g} * {mean:.6f} + {m:.4g} * {seen:.6f} = {mean_new:.6f}",
+        f"variance  {1 - m:.4g} * {var:.6f} + {m:.4g} * {seen_var:.6f} = {var_new:.6f}",
+    ]
+    known = (
+        f"The buffers hold {numbers.mean[3]:.6f} and {numbers.variance[3]:.6f}; over all channels "
+        f"formula and buffers differ by at most {numbers.largest_error:.0e}. The observed variance "
+        f"is the one over N - 1 = {numbers.values - 1:,}; the batch itself is normalised with the "
+        f"one over N, {numbers.biased:.6f}."
     )
+    return f"channel {numbers.channel} of {numbers.layer}:", "\n".join(lines), known
 
 
 def sentence(fault: Attribution) -> list[str]:
