@@ -171,20 +171,34 @@ def overlapping(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> list
         >>> overlapping({"a": flat[:5]}, {"b": flat[4:], "c": flat[5:]})
         [('a', 'b')]
     """
-    spans = [
-        (*span, side, name, tensor)
-        for side, table in enumerate((left, right))
-        for name, tensor in table.items()
-        if (span := byte_range(tensor)) is not None
-    ]
-    spans.sort(key=lambda s: (s[0], s[1], s[2]))
+    spans = sorted(
+        (
+            _Span(*span, side, name, tensor)
+            for side, table in enumerate((left, right))
+            for name, tensor in table.items()
+            if (span := byte_range(tensor)) is not None
+        ),
+        key=lambda span: (span.device, span.start, span.end),
+    )
     pairs: list[tuple[str, str]] = []
-    open_: list[tuple[str, int, int, int, str, Tensor]] = []
-    for span in spans:
-        open_ = [other for other in open_ if other[0] == span[0] and other[2] > span[1]]
-        for other in open_:
-            if other[3] != span[3] and other[5] is not span[5]:
-                first, second = (other, span) if other[3] == 0 else (span, other)
-                pairs.append((first[4], second[4]))
-        open_.append(span)
+    reaching: list[_Span] = []
+    for here in spans:
+        reaching = [s for s in reaching if s.device == here.device and s.end > here.start]
+        for other in reaching:
+            if other.side != here.side and other.tensor is not here.tensor:
+                first, second = (other, here) if other.side == 0 else (here, other)
+                pairs.append((first.name, second.name))
+        reaching.append(here)
     return pairs
+
+
+@dataclass(frozen=True, eq=False)
+class _Span:
+    """The bytes of a tensor, and on which side of a comparison it stands."""
+
+    device: str
+    start: int
+    end: int
+    side: int
+    name: str
+    tensor: Tensor

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.optim import Optimizer
 
 
@@ -29,9 +30,7 @@ class _ModuleState:
     @classmethod
     def of(cls, module: nn.Module) -> _ModuleState:
         attributes = dict(vars(module))
-        contents = {
-            k: copy.copy(v) for k, v in attributes.items() if isinstance(v, dict)
-        }
+        contents = {k: copy.copy(v) for k, v in attributes.items() if isinstance(v, dict)}
         return cls(module, attributes, contents)
 
     def restore(self) -> None:
@@ -56,7 +55,7 @@ class _Value:
             return
         with (
             torch.no_grad(),
-            torch.autograd._unsafe_preserve_version_counter(self.tensor),
+            _unsafe_preserve_version_counter(self.tensor),
         ):
             self.tensor.copy_(self.copy)
 
@@ -108,10 +107,7 @@ class _OptimizerState:
     def of(cls, optimizer: Optimizer) -> _OptimizerState:
         # The keys are parameters and must stay the same objects; only the values are copied.
         state = {p: copy.deepcopy(values) for p, values in optimizer.state.items()}
-        groups = [
-            {k: _shallow(v) for k, v in group.items()}
-            for group in optimizer.param_groups
-        ]
+        groups = [{k: _shallow(v) for k, v in group.items()} for group in optimizer.param_groups]
         return cls(optimizer, state, groups)
 
     def restore(self) -> None:
@@ -148,11 +144,7 @@ def restoring(
     modules = [_ModuleState.of(module) for module in model.modules()]
     tensors = [*model.parameters(), *model.buffers()]
     grads = [(p, p.grad, p.requires_grad) for p in model.parameters()]
-    kept = (
-        [*tensors, *(grad for _, grad, _ in grads if grad is not None)]
-        if values
-        else []
-    )
+    kept = [*tensors, *(grad for _, grad, _ in grads if grad is not None)] if values else []
     copies = [_Value(t, t.detach().clone()) for t in kept]
     optimizer_state = _OptimizerState.of(optimizer) if optimizer is not None else None
     rng, grad_mode = _Rng.now(), torch.is_grad_enabled()

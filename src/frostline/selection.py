@@ -276,7 +276,7 @@ class _View:
         return modules, tensors
 
 
-def _name_test(selector: str | re.Pattern[str]) -> Callable[[str], bool]:
+def _name_test(selector: Any) -> Callable[[str], bool]:
     if isinstance(selector, re.Pattern):
         return lambda name: bool(name) and selector.fullmatch(name) is not None
     components = selector.split(".")

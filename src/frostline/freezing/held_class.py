@@ -107,7 +107,7 @@ def cannot_be_held(module: nn.Module) -> str | None:
     """Why the class of ``module`` must never be swapped, or None."""
     if isinstance(module, torch.jit.ScriptModule):
         return "it is a ScriptModule; freeze the Python model and script it after that"
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
         return "its parameters are not materialised yet; run one forward pass first"
     return None
 

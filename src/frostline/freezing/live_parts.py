@@ -17,6 +17,10 @@ class LivePart(Protocol):
     """What the registry needs of a FrozenPart."""
 
     @property
+    def id(self) -> str:
+        """What the records of modules call the part."""
+
+    @property
     def sentinel(self) -> nn.Module | None:
         """The module whose mode is written whenever somebody writes the modes of the part."""
 

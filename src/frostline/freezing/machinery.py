@@ -23,7 +23,7 @@ class Held(nn.Module):
         # The user's __init_subclass__ (a registry by class name, say) must not see held classes.
         pass
 
-    @property  # type: ignore[override]
+    @property
     def training(self) -> bool:
         own = self.__dict__
         record = own.get(RECORD)

@@ -13,6 +13,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from frostline._names import NamedTensor, aliases, named_tensors, overlapping
 from frostline.errors import FreezeError, SelectionError
 from frostline.freezing import held_class, holders
+from frostline.freezing.held_gates import HeldCheckpointing
 from frostline.freezing.reads_training import reads_training
 from frostline.freezing.record import Stats
 from frostline.selection import Selection
@@ -242,6 +243,4 @@ def _output_depends_on_mode(module: nn.Module) -> bool:
 def _checkpoints_by_mode(module: nn.Module) -> bool:
     if getattr(module, "gradient_checkpointing", False) is not True:
         return False
-    return not any(
-        holders.registered(type(m)) is holders.HeldCheckpointing for m in module.modules()
-    )
+    return not any(holders.registered(type(m)) is HeldCheckpointing for m in module.modules())

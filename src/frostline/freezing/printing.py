@@ -48,9 +48,9 @@ def _held(model: nn.Module, terms: Terms) -> str:
     unique = {id(e.tensor): e for e in named_tensors(model) if e.name in covered}.values()
     parameters = [e.tensor for e in unique if e.name in frozen]
     rest = len(unique) - len(parameters)
-    count = sum(p.numel() for p in parameters)
+    count = human(sum(p.numel() for p in parameters)).strip()
     return (
-        f"{plural(len(parameters), 'parameter')} ({human(count)}), {plural(rest, 'buffer')}; "
+        f"{plural(len(parameters), 'parameter')} ({count}), {plural(rest, 'buffer')}; "
         f"{plural(len(terms.held), 'module')} in eval mode of {len(terms.modules):,}"
     )
 
@@ -65,7 +65,7 @@ def _trainable(model: nn.Module) -> str:
     if not parameters:
         return "nothing"
     where = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-    size = human(sum(p.numel() for p in parameters))
+    size = human(sum(p.numel() for p in parameters)).strip()
     return f"{plural(len(parameters), 'parameter')} ({size})" + (f" in {where}" if where else "")
 
 

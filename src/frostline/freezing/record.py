@@ -93,6 +93,12 @@ def get(module: nn.Module) -> Record | None:
     return record
 
 
+def is_held(module: nn.Module) -> bool:
+    """Whether ``module`` is kept in eval mode."""
+    record = get(module)
+    return record is not None and record.eval
+
+
 def put(module: nn.Module, record: Record) -> None:
     """Give ``module`` this record; its mode follows.
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from frostline.freezing import held_class
+from frostline.freezing.machinery import is_held_class
 from frostline.freezing.record import ASKED, IGNORED, PARTS, RECORD, WATCH
 
 _OURS = (RECORD, ASKED, WATCH, IGNORED, PARTS)
@@ -20,7 +21,7 @@ def released(model: nn.Module) -> Iterator[None]:
     A mode that somebody writes meanwhile counts as asked for.
     """
     taken = [(m, {key: vars(m)[key] for key in _OURS if key in vars(m)}) for m in model.modules()]
-    swapped = [m for m, _ in taken if held_class.is_held_class(type(m))]
+    swapped = [m for m, _ in taken if is_held_class(type(m))]
     for module, ours in taken:
         for key in ours:
             del vars(module)[key]

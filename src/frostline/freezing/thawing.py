@@ -36,7 +36,7 @@ def parts(model: nn.Module) -> list[FrozenPart]:
     return found
 
 
-def undo(part: FrozenPart) -> None:
+def undo(part: live_parts.LivePart) -> None:
     """Take everything back that ``part`` asked for; what another part covers stays frozen."""
     live_parts.discard(part)
     root = part.root_or_none()
@@ -48,7 +48,7 @@ def undo(part: FrozenPart) -> None:
     optimizers.unwatch_steps_if_idle()
 
 
-def _leave(root: nn.Module, part: FrozenPart) -> None:
+def _leave(root: nn.Module, part: live_parts.LivePart) -> None:
     own = vars(root)
     own[PARTS] = tuple(other for other in own.get(PARTS, ()) if other is not part)
     if not own[PARTS]:
