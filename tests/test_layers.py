@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-import frostline
-
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "frostline"
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -79,9 +77,3 @@ def test_most_files_are_short() -> None:
 
 def test_no_drawer_for_everything() -> None:
     assert [file for file in FILES if file.stem in {"utils", "util", "helpers", "misc"}] == []
-
-
-def test_no_module_has_the_name_of_a_root_function() -> None:
-    functions_at_root = {name for name in frostline.__all__ if callable(getattr(frostline, name))}
-    modules = {path.stem for path in SOURCE.iterdir() if path.suffix in {"", ".py"}}
-    assert functions_at_root & modules == set()
