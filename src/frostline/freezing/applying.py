@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from frostline._names import named_tensors
 from frostline.errors import FreezeError, FrostlineWarning, FrozenStateChanged
-from frostline.freezing import arguments, held_class, optimizers, thawing
+from frostline.freezing import arguments, held_class, optimizers
 from frostline.freezing.part import FrozenPart, Terms
 from frostline.freezing.planning import Plan, make_plan, unwrapped
 from frostline.freezing.record import PARTS, WATCH, Hold, Record, Slot, Stats, get, put
@@ -87,7 +87,7 @@ def freeze(
     plan = make_plan(model, selection, params, stats, mode)
     _refuse_an_empty_optimizer(plan, optimizer)
     terms = _terms(model, plan, (_text(select), exclude), params, stats, mode)
-    part = FrozenPart(model, terms, None, thawing.undo)
+    part = FrozenPart(model, terms)
     try:
         _apply(model, plan, part, terms, optimizer)
         if seal and not any(entry.tensor.is_meta for entry in plan.tensors):

@@ -44,7 +44,7 @@ def _keep_eval(model):
 '''
 
 
-def as_code(terms: Terms, modules: Mapping[str, nn.Module]) -> str:
+def text(terms: Terms, modules: Mapping[str, nn.Module]) -> str:
     """Text that defines ``freeze(model)`` for this part."""
     frozen = _lines(terms.frozen)
     held = _lines(name for name in terms.held if name in modules)

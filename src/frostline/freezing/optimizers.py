@@ -48,7 +48,8 @@ def before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     for part in live_parts.all_parts():
         part.look_after(about_to_train=True)
         for parameter in part.frozen_parameters():
-            parameter.grad = None
+            if parameter.grad is not None:
+                parameter.grad = None
             frozen.add(id(parameter))
     if isinstance(optimizer, LBFGS):
         refuse_lbfgs(optimizer, frozen)

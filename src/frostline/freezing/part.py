@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -14,7 +15,16 @@ from torch import Tensor, nn
 from frostline._names import named_modules, named_tensors
 from frostline._results import Change, Result
 from frostline.errors import FreezeError, FrozenStateChanged, ModelGone
-from frostline.freezing import comparing, ignored, live_parts, printing, sealing
+from frostline.freezing import (
+    as_code,
+    comparing,
+    ignored,
+    live_parts,
+    printing,
+    releasing,
+    sealing,
+    thawing,
+)
 from frostline.freezing.bound import Bound
 from frostline.freezing.record import Stats
 
@@ -73,13 +83,10 @@ class FrozenPart(Result):
         True
     """
 
-    def __init__(
-        self, root: nn.Module, terms: Terms, seal: sealing.Seal | None, undo: Callable[..., None]
-    ) -> None:
+    def __init__(self, root: nn.Module, terms: Terms, seal: sealing.Seal | None = None) -> None:
         self._root = ref(root)
         self._terms = terms
         self._seal = seal
-        self._undo = undo
         self._bound: Bound | None = None
         self._sealed_objects: dict[str, ReferenceType[Tensor]] = {}
         live_parts.add(self)
@@ -212,7 +219,7 @@ class FrozenPart(Result):
         Flags, modes, classes, gradients and the optimizer state that was set aside. What another
         part covers stays frozen. A mode that somebody asked for meanwhile wins over the old one.
         """
-        self._undo(self)
+        thawing.undo(self)
 
     @contextmanager
     def released(self) -> Iterator[None]:
@@ -225,9 +232,7 @@ class FrozenPart(Result):
         Raises:
             FrozenStateChanged: at the exit, if the content changed inside the block.
         """
-        from frostline.freezing.releasing import released
-
-        with released(self.model):
+        with releasing.released(self.model):
             yield
         if self._seal is not None:
             self.assert_unchanged()
@@ -237,9 +242,7 @@ class FrozenPart(Result):
 
         It defines ``freeze(model)``. What it does not do: prove, undo, or survive a copy.
         """
-        from frostline.freezing.as_code import as_code
-
-        return as_code(self._terms, self.modules)
+        return as_code.text(self._terms, self.modules)
 
     def __enter__(self) -> FrozenPart:
         return self
@@ -296,17 +299,15 @@ class FrozenPart(Result):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenPart:
         # A part belongs to one model: inside a copy of that model, to the copy.
-        import copy
-
         copied = memo.get(id(self._root()))
         if copied is None:
             return self
-        part = FrozenPart(copied, copy.deepcopy(self._terms, memo), self._seal, self._undo)
+        part = FrozenPart(copied, copy.deepcopy(self._terms, memo), self._seal)
         memo[id(self)] = part
         return part
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (FrozenPart, (self.model, self._terms, self._seal, self._undo))
+        return (FrozenPart, (self.model, self._terms, self._seal))
 
     # --- how it looks --------------------------------------------------------------------
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from frostline._names import NamedTensor, aliases, named_modules, named_tensors
 from frostline.errors import FrostlineWarning, SelectionError
 from frostline.freezing import arguments, held_class, live_parts, optimizers
-from frostline.freezing.part import FrozenPart
 from frostline.freezing.planning import unwrapped
 from frostline.freezing.record import PARTS, Record, Slot, get, put, without_part
 from frostline.selection import Selection, Selector, describe
 from frostline.selection import select as choose
+
+if TYPE_CHECKING:
+    from frostline.freezing.part import FrozenPart
 
 
 def parts(model: nn.Module) -> list[FrozenPart]:
@@ -55,14 +58,14 @@ def _leave(root: nn.Module, part: live_parts.LivePart) -> None:
         del own[PARTS]
 
 
-def _drop(root: nn.Module, change: object) -> list[tuple[nn.Module, Slot]]:
+def _drop(root: nn.Module, change: Callable[[Record], Record]) -> list[tuple[nn.Module, Slot]]:
     """Apply ``change`` to every record below ``root``; the slots that nobody covers any more."""
     gone: list[tuple[nn.Module, Slot]] = []
     for module in root.modules():
         before = get(module)
         if before is None:
             continue
-        after: Record = change(before)  # type: ignore[operator]
+        after = change(before)
         if after == before:
             continue
         put(module, after)
