@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from frostline.freezing.part import Terms
+from frostline.freezing import holders
+from frostline.freezing.record import get
 
 _TEMPLATE = '''\
 FROZEN = [{frozen}
 ]
 EVAL = [{held}
+]
+BATCH_STATISTICS = [{batch}
 ]
 
 
@@ -23,6 +24,8 @@ def freeze(model):
         parameter = model.get_parameter(name)
         parameter.requires_grad_(False)
         parameter.grad = None  # an optimizer looks at the gradient, never at the flag
+    for name in BATCH_STATISTICS:
+        model.get_submodule(name).track_running_stats = False
     _keep_eval(model)
 
     base = type(model)
@@ -44,11 +47,34 @@ def _keep_eval(model):
 '''
 
 
-def text(terms: Terms, modules: Mapping[str, nn.Module]) -> str:
-    """Text that defines ``freeze(model)`` for this part."""
-    frozen = _lines(terms.frozen)
-    held = _lines(name for name in terms.held if name in modules)
-    return _TEMPLATE.format(frozen=frozen, held=held)
+def text(model: nn.Module, part: str, parameters: Iterable[nn.Parameter]) -> str:
+    """Text that defines ``freeze(model)`` for these parameters, and for what ``part`` (id) holds.
+
+    What plain PyTorch cannot hold stands in a comment at the end.
+    """
+    frozen = {id(parameter) for parameter in parameters}
+    held, batch, beyond = [], [], []
+    for name, module in model.named_modules():
+        record = get(module)
+        if record is None or all(hold.part != part for hold in record.holds):
+            continue
+        if record.eval:
+            held.append(name)
+        if record.batch_stats:
+            (beyond if isinstance(module, _INSTANCE_NORM) else batch).append(name)
+        elif record.eval and holders.writes_in_eval(module):
+            beyond.append(name)
+    code = _TEMPLATE.format(
+        frozen=_lines(name for name, p in model.named_parameters() if id(p) in frozen),
+        held=_lines(held),
+        batch=_lines(batch),
+    )
+    return code + "".join(
+        f"\n# Not held by this code: {name!r} writes to itself" for name in beyond
+    )
+
+
+_INSTANCE_NORM = nn.modules.instancenorm._InstanceNorm
 
 
 def _lines(names: Iterable[str]) -> str:

@@ -66,15 +66,19 @@ def needs_machinery(module: nn.Module) -> bool:
     return known is not None and known is not HeldFastPath
 
 
-def writes_to_itself(module: nn.Module) -> bool:
-    """Whether ``module`` belongs to those that are held with ``mode="follow"`` too."""
+def writes_in_eval(module: nn.Module) -> bool:
+    """Whether eval mode alone would not stop ``module`` from writing to itself."""
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return module.max_norm is not None
+    return registered(type(module)) in (HeldObserver, HeldFakeQuantize)
+
+
+def writes_to_itself(module: nn.Module) -> bool:
+    """Whether ``module`` belongs to those that are held with ``mode="follow"`` too."""
     known = registered(type(module))
     if known is not None:
-        return known in (HeldNorm, HeldInstanceNorm, HeldObserver, HeldFakeQuantize) or (
-            known.__name__ == _BY_FUNCTION
-        )
+        norm = known in (HeldNorm, HeldInstanceNorm)
+        return norm or known.__name__ == _BY_FUNCTION or writes_in_eval(module)
     return any(buffer is not None for buffer in module._buffers.values())
 
 

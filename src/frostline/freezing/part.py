@@ -242,7 +242,7 @@ class FrozenPart(Result):
 
         It defines ``freeze(model)``. What it does not do: prove, undo, or survive a copy.
         """
-        return as_code.text(self._terms, self.modules)
+        return as_code.text(self.model, self.id, self.frozen_parameters())
 
     def __enter__(self) -> FrozenPart:
         return self
