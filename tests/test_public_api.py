@@ -80,7 +80,7 @@ def test_every_public_method_is_documented(name: str) -> None:
 
 @pytest.mark.parametrize("kind", subclasses(Result), ids=lambda kind: kind.__name__)
 def test_a_result_is_no_truth_value(kind: type) -> None:
-    with pytest.raises(TypeError, match=r"use \.ok"):
+    with pytest.raises(TypeError, match="is not a truth value; "):
         bool(kind.__new__(kind))
 
 
