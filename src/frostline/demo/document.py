@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from frostline.demo.digits import load_digits
 from frostline.demo.nets import DocumentNet
 from frostline.demo.reproducible import seed
 from frostline.demo.settings import Settings
+from frostline.errors import FrostlineWarning
 from frostline.freezing import freeze
 
 Hold = Literal["flag", "freeze"]
@@ -71,7 +73,10 @@ def _run(hold: Hold, settings: Settings) -> Outputs:
     model = DocumentNet(momentum=settings.momentum)
     model.requires_grad_(False)
     if hold == "freeze":
-        freeze(model)
+        with warnings.catch_warnings():
+            # The document's network is fresh on purpose; its norms were never trained.
+            warnings.simplefilter("ignore", FrostlineWarning)
+            freeze(model)
     return Outputs(_loop(model, *_images(), settings.epochs))
 
 

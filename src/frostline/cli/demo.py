@@ -1,0 +1,81 @@
+"""``frostline demo``: the story on a terminal, as JSON, and as a page."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from frostline.cli.progress import progress
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="frostline-demo",
+    show_default=True,
+    metavar="DIR",
+    help="Folder for report.html.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON and nothing else.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(1, 5),
+    default=5,
+    show_default=True,
+    help="How many starts to train from.",
+)
+@click.option(
+    "--momentum",
+    type=click.FloatRange(0, 1),
+    default=0.1,
+    show_default=True,
+    help="Momentum of the norms. With 0 nothing drifts, and the demo says so and exits 1.",
+)
+@click.pass_context
+def demo(context: click.Context, out: Path, as_json: bool, seeds: int, momentum: float) -> None:
+    """A frozen network that changes, and how to make it stay: on real digits, in a minute.
+
+    Exits 1 if the network does not drift by the flag alone, or drifts although it is held.
+    """
+    from frostline.demo.branches import steps
+    from frostline.demo.page import NAME, page
+    from frostline.demo.settings import Settings
+    from frostline.demo.story import tell_story
+    from frostline.reports.machine import to_json
+    from frostline.reports.page import prepare, write
+
+    settings = Settings(seeds=seeds, momentum=momentum)
+    path = prepare(out, NAME)
+    with progress(steps(settings)) as (tick, hide):
+
+        def say(chapter: str) -> None:
+            hide()
+            _say(chapter)
+
+        story = tell_story(settings, say=_silent if as_json else say, tick=tick)
+    write(path, page(story))
+    for failure in story.failures:
+        click.echo(f"Not as expected: {failure}", err=True)
+    if as_json:
+        click.echo(to_json(story.to_dict()), nl=False)
+    else:
+        from frostline.demo.telling import your_turn
+
+        click.echo(f"The same with plots: {path}\n")
+        _say(your_turn())
+    context.exit(0 if story.ok else 1)
+
+
+def _silent(chapter: str) -> None:
+    pass
+
+
+def _say(chapter: str) -> None:
+    title, _, text = chapter.partition("\n")
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    click.echo(click.style(title, bold=True) if colour else title)
+    click.echo(f"{text}\n")
