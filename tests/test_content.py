@@ -108,6 +108,19 @@ def test_bytes_where_the_storage_starts_one_byte_late(dtype: torch.dtype) -> Non
     assert read_bytes(tensor) == bytes(memory[1:])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.complex128], ids=str)
+def test_strided_bytes_over_unaligned_memory(dtype: torch.dtype) -> None:
+    """The copy kernel of torch for complex128 ends the process here."""
+    memory = bytearray(os.urandom(12 * dtype.itemsize + 1))
+    tensor = torch.frombuffer(memory, dtype=dtype, offset=1).view(3, 4)
+    for view in (tensor.t(), tensor[::2, 1:], tensor[1, 2]):
+        for limit in (1, 20, 1000):
+            assert read_bytes(view, limit) == slow_bytes(view)
+    if dtype.is_complex:
+        with pytest.raises(UnsupportedTensor, match=r"^w: a lazy conjugate over unaligned"):
+            _content.read("w", tensor.conj())
+
+
 def test_lazy_conjugate_and_negative_bits_are_resolved() -> None:
     z = torch.tensor([[1 + 2j, 3 - 4j], [5 + 6j, -7 + 0j]])
     assert z.conj().is_conj()

@@ -114,10 +114,13 @@ def buffers(piece: Tensor, limit: int = CHUNK) -> Iterator[memoryview]:
 def chunks(piece: Tensor, limit: int = CHUNK) -> Iterator[Tensor]:
     """The bytes of a dense tensor as flat uint8 tensors on its own device, in logical order.
 
-    Each holds at most `limit` bytes and whole elements. Contiguous tensors give views.
+    Each holds at most `limit` bytes, or one element. Contiguous tensors give views.
     """
+    piece = piece.detach()
     if piece.element_size() == 1:  # the sub-byte types have no copy kernel of their own
-        piece = piece.detach().view(torch.uint8)
+        piece = piece.view(torch.uint8)
+    elif piece.numel() and piece.data_ptr() % piece.element_size():
+        piece = _as_bytes(piece)
     for block in blocks(piece, limit):
         yield block.view(torch.uint8)
 
@@ -136,6 +139,19 @@ def blocks(piece: Tensor, limit: int = CHUNK) -> Iterator[Tensor]:
 def is_plain_memory(piece: Tensor) -> bool:
     """Whether the memory from `data_ptr` on is the logical content, byte for byte."""
     return piece.is_contiguous() and not piece.is_conj() and not piece.is_neg()
+
+
+def _as_bytes(piece: Tensor) -> Tensor:
+    """The same memory with a last dimension of bytes.
+
+    The copy kernels of torch expect aligned elements; complex128 ends the process without.
+    """
+    size = piece.element_size()
+    resolved = torch.empty(0, dtype=torch.uint8, device=piece.device)
+    steps = [step * size for step in piece.stride()]
+    return resolved.set_(
+        piece.untyped_storage(), piece.storage_offset() * size, (*piece.shape, size), (*steps, 1)
+    )
 
 
 def _flat(piece: Tensor) -> Tensor:
@@ -279,5 +295,7 @@ def _refuse_without_memory(name: str, dense: Tensor) -> None:
             "resized (FSDP frees gathered weights), or belongs to a running transform. Read it "
             "outside, or gather it first."
         )
+    if (dense.is_conj() or dense.is_neg()) and dense.data_ptr() % dense.element_size():
+        raise UnsupportedTensor(f"{name}: a lazy conjugate over unaligned memory. Clone it first.")
     if sys.byteorder != "little":
         raise UnsupportedTensor(f"{name}: this machine is big-endian; only little-endian is read.")

@@ -93,7 +93,9 @@ def matches(expected: Checksum, tensor: Tensor, key: int, name: str = "tensor") 
 def rounded(
     tensor: Tensor, dtype: torch.dtype, key: int, name: str = "tensor", algorithm: str | None = None
 ) -> Checksum:
-    """Checksum what `tensor.contiguous().to(dtype)` would be, without making it whole.
+    """Checksum what `tensor.to(dtype)` would be, without making it whole.
+
+    Where torch gives NaN different bits by layout, they are those of a flat contiguous tensor.
 
     Args:
         tensor: a dense tensor; a wrapper subclass has no rounding of its own.

@@ -431,7 +431,8 @@ def _check_name(where: object, value: object) -> None:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise _malformed(ascii(where), "a name that UTF-8 can hold", ascii(value)) from None
+        text = f"{where}: expected a name that UTF-8 can hold, got {value}"
+        raise ManifestError(ascii(text)[1:-1]) from None
 
 
 def _parse_entries(entries: object) -> Iterator[tuple[str, Entry]]:
