@@ -53,7 +53,9 @@ def text(model: nn.Module, part: str, parameters: Iterable[nn.Parameter]) -> str
     What plain PyTorch cannot hold stands in a comment at the end.
     """
     frozen = {id(parameter) for parameter in parameters}
-    held, batch, beyond = [], [], []
+    held: list[str] = []
+    batch: list[str] = []
+    beyond: list[str] = []
     for name, module in model.named_modules():
         record = get(module)
         if record is None or all(hold.part != part for hold in record.holds):
