@@ -128,8 +128,17 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[TensorKind, str, Tensor, b
         if buffer is not None:
             yield "buffer", name, buffer, name not in module._non_persistent_buffers_set
     for name, value in vars(module).items():
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and not _is_recomputed(module, name):
             yield "attribute", name, value, False
+
+
+def _is_recomputed(module: nn.Module, name: str) -> bool:
+    """Whether a hook makes this attribute anew from parameters before each forward.
+
+    The old weight_norm and spectral_norm and pruning do: between two forwards theirs is stale.
+    """
+    own = module._parameters
+    return f"{name}_orig" in own or (f"{name}_g" in own and f"{name}_v" in own)
 
 
 def aliases(tensors: Iterable[NamedTensor]) -> list[list[NamedTensor]]:

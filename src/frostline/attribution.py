@@ -340,9 +340,7 @@ class _Group:
         return Share(self.name, self.kind, self.entries, change, _lost(there, here))
 
 
-def _grouped(
-    names: Iterable[str], key: Callable[[str], tuple[str, Kind | None]]
-) -> list[_Group]:
+def _grouped(names: Iterable[str], key: Callable[[str], tuple[str, Kind | None]]) -> list[_Group]:
     groups: dict[tuple[str, Kind | None], list[str]] = {}
     for name in names:
         groups.setdefault(key(name), []).append(name)
@@ -419,7 +417,7 @@ def _told(result: Attribution) -> Iterator[str]:
         yield from _table("each kind put back alone, in all layers", result.kinds, result)
     if result.left_out:
         yield ""
-        yield f"differ, but are no tensors of the model and were not put back: {len(result.left_out)}"
+        yield f"not put back, being no tensors of the model: {len(result.left_out)}"
         yield from (f"  {elide(name, 76)}" for name in result.left_out)
     if result.rows and not result.exact and not result.left_out:
         yield ""

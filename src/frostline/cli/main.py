@@ -22,7 +22,7 @@ FINDINGS, WRONG_USE, OUR_BUG, INTERRUPTED = 1, 2, 3, 130
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
 @click.version_option(package_name="frostline", message="frostline %(version)s")
 def cli() -> None:
-    """Hold what is frozen in a PyTorch model, and prove that it held.
+    r"""Hold what is frozen in a PyTorch model, and prove that it held.
 
     \b
     Exit codes: 0 nothing found, 1 findings, 2 wrong use or refused input,
@@ -58,6 +58,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 0
     except Exception:
         click.echo(traceback.format_exc(), err=True, nl=False)
-        click.echo("\nThis is a bug of frostline, not of your code. Please report the above.", err=True)
+        click.echo(
+            "\nThis is a bug of frostline, not of your code. Please report the above.", err=True
+        )
         return OUR_BUG
     return code if isinstance(code, int) else 0

@@ -19,6 +19,7 @@ from frostline.freezing import freeze
 
 Hold = Literal["flag", "freeze"]
 BATCH = 64
+TRAINING = 640
 
 
 @dataclass(frozen=True)
@@ -103,4 +104,4 @@ def _images() -> tuple[Tensor, Tensor]:
     images = load_digits().images
     images = images[torch.randperm(len(images))]
     large = functional.interpolate(images, scale_factor=4, mode="nearest")
-    return large[1:], large[:1]
+    return large[1 : 1 + TRAINING], large[:1]

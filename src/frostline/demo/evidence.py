@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frostline.demo.branches import State, Witness
+from frostline.demo.branches import Witness
 from frostline.demo.nets import TwoBranches
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from frostline.attribution import Attribution
 from frostline.demo import telling
 from frostline.demo.branches import Scene
 from frostline.demo.digits import SOURCE
-from frostline.demo.story import Story
+from frostline.demo.story import CONTROL, Story
 from frostline.demo.ways import WAYS, Way, undoing_line
 from frostline.reports import charts
 from frostline.reports.page import render, trusted
@@ -18,7 +19,7 @@ NAME = "report.html"
 
 def page(story: Story) -> str:
     """Self-contained HTML; without matplotlib the plots are left out and the page says so."""
-    first = story.hard.accuracy("flag")
+    first = story.hard.accuracy(CONTROL)
     return render(
         "demo.html",
         {
@@ -58,9 +59,9 @@ def _scene(scene: Scene) -> dict[str, Any]:
             "second": scene.second(way.key),
             "moves": scene.first_change(way.key),
         }
-        for way in WAYS
+        for way in scene.ways
     ]
-    return {"title": scene.title, "rows": rows, "epochs": len(rows[0]["accuracy"]) - 1}
+    return {"title": scene.title, "rows": rows, "epochs": len(scene.accuracy(CONTROL)) - 1}
 
 
 def _outputs(story: Story) -> dict[str, Any]:
@@ -77,6 +78,7 @@ def _accuracy_plot(story: Story) -> str | None:
         bands = [
             charts.Band(f"second branch learns on {scene.title}", scene.accuracy(way.key))
             for scene in (story.hard, story.mild)
+            if way.key in scene.runs
         ]
         return charts.Panel(f"({way.letter}) {way.title}", bands)
 
@@ -85,13 +87,8 @@ def _accuracy_plot(story: Story) -> str | None:
         "and with eval() once it falls on inverted digits; with eval() each epoch and with "
         "fl.freeze it is a flat line. The table below has the numbers."
     )
-    try:
-        plot = charts.panels(
-            "accuracy", label, [panel(way) for way in WAYS], "epoch", "accuracy in percent"
-        )
-    except ModuleNotFoundError as error:
-        return _without_plot(error)
-    return trusted(plot)
+    small = [panel(way) for way in WAYS]
+    return _drawn(lambda: charts.panels("accuracy", label, small, "epoch", "accuracy in percent"))
 
 
 def _layer_plot(fault: Attribution) -> str | None:
@@ -102,13 +99,13 @@ def _layer_plot(fault: Attribution) -> str | None:
     values = [(name, points) for name, _, points in layers_in_order(fault)]
     if not values:
         return None
+    return _drawn(lambda: charts.bars("layers", label, values, "points of accuracy that come back"))
+
+
+def _drawn(draw: Callable[[], str]) -> str | None:
     try:
-        plot = charts.bars("layers", label, values, "points of accuracy that come back")
+        return trusted(draw())
     except ModuleNotFoundError as error:
-        return _without_plot(error)
-    return trusted(plot)
-
-
-def _without_plot(error: ModuleNotFoundError) -> None:
-    if (error.name or "").partition(".")[0] != "matplotlib":
-        raise error
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        return None

@@ -46,18 +46,18 @@ class Story(Result):
     @property
     def failures(self) -> list[str]:
         """What did not come out as the story says, in plain words; empty if all did."""
-        scenes = (self.hard, self.mild)
+        flag, hold = self.document.flag.first_change, self.document.freeze.first_change
         checks = [
-            (self.document.flag.first_change is not None, "control: the document's network by flag"
-             " only did not change its output"),
-            (self.document.freeze.first_change is None, "the document's network changed its output"
-             " although held by fl.freeze"),
-            *((s.always_changes(CONTROL), f"control: by flag only the output did not change ({s.title})")
-              for s in scenes),
-            *((s.first_change(way) is None, f"{way}: the output changed ({s.title})")
-              for s in scenes for way in HOLDING),
-            (self.counterfactual.same_bits, "putting back the statistics did not bring the output back"),
-        ]  # fmt: skip
+            (flag is not None, "control: the document's network kept its output by flag only"),
+            (hold is None, "fl.freeze: the document's network changed its output"),
+            (self.counterfactual.same_bits, "the statistics alone did not bring the output back"),
+        ]
+        for scene in (self.hard, self.mild):
+            drifted = scene.always_changes(CONTROL)
+            checks.append((drifted, f"control: the output stayed by flag only, {scene.title}"))
+            for way in scene.ways:
+                kept = way.key not in HOLDING or scene.first_change(way.key) is None
+                checks.append((kept, f"{way.title}: the output changed, {scene.title}"))
         return [failure for passed, failure in checks if not passed]
 
     @property

@@ -24,9 +24,12 @@ def document(story: DocumentStory) -> Chapter:
         [
             "1. A FROZEN NETWORK THAT CHANGES",
             "",
-            "Two convolutions with norms, three linear layers. requires_grad=False on all",
-            f"{story.frozen_parameters} parameters, and no optimizer at all. Each epoch: model.train(), look at",
-            "the training images, model.eval(), look at one and the same test image.",
+            *_paragraph(
+                "Two convolutions with norms, three linear layers. requires_grad=False on all"
+                f" {story.frozen_parameters} parameters, and no optimizer at all. Each epoch:"
+                " model.train(), look at training images, model.eval(), look at one and the same"
+                " test image."
+            ),
             "",
             "By flag only:",
             *printed(story.flag),
@@ -46,21 +49,28 @@ def branches(hard: Scene, mild: Scene) -> Chapter:
         [
             "2. TWO BRANCHES ON ONE TRUNK, FOUR WAYS TO KEEP ONE OF THEM",
             "",
-            "The trunk and the main branch have learned to read digits and are frozen. The",
-            "second branch now learns odd from even on inverted digits. Nothing that the",
-            f"main branch uses is trained. Its accuracy in percent, median of {seeds}",
-            "(smallest to largest); `second` is the new branch at the end:",
+            *_paragraph(
+                "The trunk and the main branch have learned to read digits and are frozen. The"
+                " second branch now learns odd from even on inverted digits. Nothing that the"
+                f" main branch uses is trained. Its accuracy in percent, median of {seeds},"
+                " smallest to largest below; `second` is the new branch at the end:"
+            ),
             "",
             accuracies(hard),
             "",
-            f"With the second branch on {mild.title} the control's median moves",
-            f"by {_largest_move(mild):.1f} points at most: no accuracy curve shows the damage. The output shows it:",
+            *_paragraph(
+                f"With the second branch on {mild.title} the control's median moves by"
+                f" {_largest_move(mild):.1f} points at most, which no accuracy curve would show."
+                " The output is another one all the same:"
+            ),
             "",
             accuracies(mild),
             "",
-            f"(b) lasts until {where}, which says {line}:",
-            f"the frozen part is in training mode again. {_first_drift(once)}",
-            "(c) is right as long as nobody forgets the line, in any loop, of any trainer.",
+            *_paragraph(
+                f"(b) lasts until {where}, which says {line}: the frozen part is in training mode"
+                f" again. {_first_drift(once)} (c) is right as long as nobody forgets the line, in"
+                " any loop, of any trainer."
+            ),
             "",
             "The main branch's output on one fixed test image, on inverted digits, seed 0:",
             *_outputs(hard),
@@ -87,22 +97,26 @@ def why(reasons: Why) -> Chapter:
             "",
             textwrap.indent(lines, "  "),
             "",
-            *textwrap.wrap(known, 78),
+            *_paragraph(known),
         ]
     )
 
 
 def whose_fault(mended: Counterfactual, fault: Attribution) -> Chapter:
     """The statistics put back alone, and the attribution."""
-    bits = "the first one again, bit for bit." if mended.same_bits else "NOT the first one."
-    rest = "Nothing else had changed." if mended.same_bits else ""
+    bits = (
+        "the first one again, bit for bit. Nothing else had changed."
+        if mended.same_bits
+        else "NOT the first one."
+    )
     return "\n".join(
         [
             "4. WHOSE FAULT IT WAS",
             "",
-            f"After way (a), put back only the running statistics ({len(mended.put_back)} entries): the output",
-            f"on the fixed image is {bits}",
-            *([rest] if rest else []),
+            *_paragraph(
+                f"After way (a), put back only the running statistics ({len(mended.put_back)}"
+                f" entries): the output on the fixed image is {bits}"
+            ),
             f"  before    {_tensor(mended.before)}",
             f"  after     {_tensor(mended.after)}",
             f"  put back  {_tensor(mended.restored)}",
@@ -146,15 +160,15 @@ def change(first: int | None) -> str:
 def accuracies(scene: Scene) -> str:
     """A row for each way: accuracy before and after each epoch, the second branch, the output."""
     shown = _shown_epochs(scene)
-    head = ["way", "before", *(f"epoch {n}" for n in shown[1:]), "second", "output"]
+    head = ["way", "before", *(f"epoch {n}" for n in shown[1:]), "second"]
     rows = []
-    for way in WAYS:
+    for way in scene.ways:
         accuracy = scene.accuracy(way.key)
         spreads = [*(accuracy[n] for n in shown), scene.second(way.key)]
-        moves = "same bits" if scene.first_change(way.key) is None else "moves"
+        moves = "same bits" if scene.first_change(way.key) is None else "output moves"
         rows += [
-            [f"({way.letter}) {way.title}", *(f"{m:.1f}" for m, _, _ in spreads), moves],
-            ["", *(f"{low:.0f}-{high:.0f}" for _, low, high in spreads), ""],
+            [f"({way.letter}) {way.title}", *(f"{m:.1f}" for m, _, _ in spreads)],
+            [f"    {moves}", *(f"{low:.1f}-{high:.1f}" for _, low, high in spreads)],
         ]
     return table(head, rows)
 
@@ -233,6 +247,10 @@ def _outputs(scene: Scene) -> list[str]:
         lines += ["", f"({way.letter}) {way.title}"]
         lines += [f"  the same numbers as {twin}, bit for bit"] if twin else printed(run.outputs)
     return lines
+
+
+def _paragraph(text: str) -> list[str]:
+    return textwrap.wrap(text, 78, break_long_words=False, break_on_hyphens=False)
 
 
 def _tensor(values: list[float]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from abc import ABCMeta
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,11 +42,34 @@ def _make(base: type[nn.Module]) -> type[nn.Module]:
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
     }
+    return _born(base, (*_layout(base), holders.machinery_for(base), base), body)
+
+
+def _born(base: type[nn.Module], bases: tuple[type, ...], body: dict[str, Any]) -> type[nn.Module]:
     meta = type(base)
     # A user's metaclass may register what it makes; only ABCMeta needs to see the class born.
     new = ABCMeta.__new__ if issubclass(meta, ABCMeta) else type.__new__
-    made: type[nn.Module] = new(meta, base.__name__, (holders.machinery_for(base), base), body)
+    made: type[nn.Module] = new(meta, base.__name__, bases, body)
     return made
+
+
+def _layout(base: type[nn.Module]) -> tuple[type, ...]:
+    """A first base that lays objects out as ``base`` does, where nn.Module's layout is not its own.
+
+    Python takes the layout of an object from the first base, and swaps classes of equal layout
+    only: that of ``class Base(abc.ABC, nn.Module)`` or ``(Generic[T], nn.Module)`` starts at ABC.
+    """
+    root: type = base
+    while root.__base__ is not None and root.__base__.__dictoffset__ != 0:
+        root = root.__base__
+    first = root.__base__
+    if first is None or first is object:
+        return ()
+    body = {"__init_subclass__": Held.__dict__["__init_subclass__"]}
+    if "__orig_bases__" in root.__dict__:
+        # Generic asks its direct subclasses for this.
+        body["__orig_bases__"] = root.__dict__["__orig_bases__"]
+    return (_born(base, (first, nn.Module), body),)
 
 
 def swap_in(name: str, module: nn.Module) -> None:

@@ -68,13 +68,15 @@ def panels(name: str, label: str, small: Sequence[Panel], x_label: str, y_label:
         figure = Figure(figsize=(7.4, 2.35 * rows + 0.5), layout="constrained")
         grid = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False)
         for i, (axes, panel) in enumerate(zip(grid.flat, small, strict=False)):
-            _draw(axes, panel, x_label if i >= len(small) - 2 else "", y_label if i % 2 == 0 else "")
+            _draw(axes, panel)
+            axes.set_xlabel(x_label if i >= len(small) - 2 else "")
+            axes.set_ylabel(y_label if i % 2 == 0 else "")
         handles, names = grid.flat[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False)
         return _svg(figure, name, label)
 
 
-def _draw(axes: Axes, panel: Panel, x_label: str, y_label: str) -> None:
+def _draw(axes: Axes, panel: Panel) -> None:
     for colour, dash, band in zip(_COLOURS, ("-", "--"), panel.bands, strict=False):
         middle, low, high = zip(*band.points, strict=True)
         x = range(len(middle))
@@ -84,12 +86,10 @@ def _draw(axes: Axes, panel: Panel, x_label: str, y_label: str) -> None:
         )
         axes.set_xticks(x)
     axes.set_title(panel.title, loc="left", fontsize=10.5, fontweight="bold")
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
 
 
 def bars(name: str, label: str, values: Sequence[tuple[str, float]], x_label: str) -> str:
-    """A horizontal bar for each name, its value written beside it; negative ones in the other colour.
+    """A horizontal bar for each name, its value beside it; negative ones in the other colour.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def to_json(result: Mapping[str, Any]) -> str:
-    """JSON with a final newline; floats round-trip, and what JSON cannot hold is refused.
+    r"""JSON with a final newline; floats round-trip, and what JSON cannot hold is refused.
 
     Args:
         result: plain types, with a ``version``.
@@ -18,8 +18,10 @@ def to_json(result: Mapping[str, Any]) -> str:
 
     Example:
         >>> to_json({"version": 1, "ok": True})
-        '{\\n  "version": 1,\\n  "ok": true\\n}\\n'
+        '{\n  "version": 1,\n  "ok": true\n}\n'
     """
     if "version" not in result:
-        raise ValueError("expected a `version` in the result, so that readers can tell formats apart")
+        raise ValueError(
+            "expected a `version` in the result, so that readers can tell formats apart"
+        )
     return json.dumps(result, indent=2, allow_nan=False, ensure_ascii=False) + "\n"

@@ -33,7 +33,9 @@ def table(
     text = [_line(line, widths, left, indent) for line in lines]
     longest = max(text, key=len)
     if len(longest) > WIDTH:
-        raise ValueError(f"expected lines of at most {WIDTH} columns, got {len(longest)}: {longest}")
+        raise ValueError(
+            f"expected lines of at most {WIDTH} columns, got {len(longest)}: {longest}"
+        )
     return "\n".join(text)
 
 
