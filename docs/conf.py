@@ -19,6 +19,9 @@ version = release = installed_version("frostline")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build"]
 
+# Docstrings mark code with single backticks, as Markdown does.
+default_role = "code"
+
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
