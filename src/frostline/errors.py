@@ -6,7 +6,7 @@ FrostlineError
 ├── FrozenStateChanged (RuntimeError)    what is frozen changed; carries .changes and .report
 ├── SharedMemory (ValueError)            a state dict compared with its own live model
 ├── ManifestError (ValueError)           a manifest is malformed, of another version, or empty
-├── UnsupportedTensor (TypeError)        content of this tensor cannot be read (meta, sparse, opaque subclass)
+├── UnsupportedTensor (TypeError)        content that cannot be read: meta, sparse, opaque subclass
 └── ModelGone (ReferenceError)           a handle outlived its model
 
 FrostlineWarning (UserWarning)           something to know that stops nothing

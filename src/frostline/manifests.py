@@ -308,7 +308,7 @@ def digest(source: Source, select: selection.Selector = None) -> str:
         select: as for `manifest`.
 
     Returns:
-        `blake3:` and 64 lower-case hexadecimal digits.
+        ``blake3:`` and 64 lower-case hexadecimal digits.
 
     Raises:
         SelectionError: `select` matches nothing.
