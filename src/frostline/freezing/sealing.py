@@ -66,14 +66,15 @@ def take(tensors: Mapping[str, Tensor]) -> Seal:
 
 
 def _to_copy(tensors: Mapping[str, Tensor]) -> set[str]:
-    budget = max(COPIED_AT_LEAST, int(COPIED_FRACTION * sum(t.nbytes for t in tensors.values())))
+    # Sparse tensors have no `nbytes`; a dense one that is a subclass has a misleading one.
+    sizes = {name: t.nbytes for name, t in tensors.items() if _is_dense(t)}
+    budget = max(COPIED_AT_LEAST, int(COPIED_FRACTION * sum(sizes.values())))
     chosen: set[str] = set()
-    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].nbytes):
-        budget -= tensor.nbytes
+    for name in sorted(sizes, key=sizes.__getitem__):
+        budget -= sizes[name]
         if budget < 0:
             break
-        if _is_dense(tensor):
-            chosen.add(name)
+        chosen.add(name)
     return chosen
 
 

@@ -1,11 +1,10 @@
-"""``unfreeze``, ``parts`` and the undo of a part: letting go, exactly."""
+"""``unfreeze`` and the undo of a part: letting go, exactly."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -16,27 +15,6 @@ from frostline.freezing.planning import unwrapped
 from frostline.freezing.record import PARTS, Record, Slot, get, put, without_part
 from frostline.selection import Selection, Selector, describe
 from frostline.selection import select as choose
-
-if TYPE_CHECKING:
-    from frostline.freezing.part import FrozenPart
-
-
-def parts(model: nn.Module) -> list[FrozenPart]:
-    """The parts of a model: those one did not keep, and those of a copy or an unpickled model.
-
-    Example:
-        >>> import copy, torch, frostline as fl
-        >>> net = torch.nn.Linear(2, 1)
-        >>> part = fl.freeze(net)
-        >>> fl.parts(net) == [part], fl.parts(copy.deepcopy(net)) == [part]
-        (True, False)
-    """
-    arguments.check_model(model, "parts")
-    found: list[FrozenPart] = []
-    for module in model.modules():
-        # A shallow copy of a module shares the entry, but the parts are those of the original.
-        found += [part for part in vars(module).get(PARTS, ()) if part.is_of(module)]
-    return found
 
 
 def undo(part: live_parts.LivePart) -> None:
