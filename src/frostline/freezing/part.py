@@ -317,7 +317,9 @@ class FrozenPart(Result):
             return f"FrozenPart  {self._terms.text}  (its model is gone)"
         return printing.part(root, self._terms, self._seal, self.ignored_calls)
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        gone = "" if self._root() is not None else ", its model is gone"
+        return f"<FrozenPart {self._terms.text}, {len(self._terms.tensors)} tensors{gone}>"
 
     def to_dict(self) -> dict[str, Any]:
         """The switches, the counts and what was ignored, in plain types."""
