@@ -66,7 +66,7 @@ def take(tensors: Mapping[str, Tensor]) -> Seal:
 
 
 def _to_copy(tensors: Mapping[str, Tensor]) -> set[str]:
-    # Sparse tensors have no `nbytes`; a dense one that is a subclass has a misleading one.
+    # Only dense tensors are copied, and sparse ones have no `nbytes`.
     sizes = {name: t.nbytes for name, t in tensors.items() if _is_dense(t)}
     budget = max(COPIED_AT_LEAST, int(COPIED_FRACTION * sum(sizes.values())))
     chosen: set[str] = set()
