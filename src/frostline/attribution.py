@@ -9,6 +9,7 @@ may be negative: the parts of a layer can cancel out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -276,39 +277,56 @@ class _Runner:
         return shares
 
     def _put(self, name: str, value: Tensor) -> None:
-        place = self.places[name]
-        with torch.autograd.grad_mode._unsafe_preserve_version_counter(place):
-            place.copy_(value)
+        _write(self.places[name], value)
 
     def _answer(self, state: str) -> _Answer:
-        # Each run starts from the same random numbers, and modules that keep a cache of their
-        # weights in eval mode are told to drop it by the way through train().
-        with restoring(self.model, values=False):
-            self.model.train()
-            self.model.eval()
+        with self._asked():
             output = _call(self.model, self.batch)
-        found = [t.detach() for t in _tensors(output) if t.is_floating_point() or t.is_complex()]
-        if not found:
-            raise FrostlineError(
-                f"the output of {type(self.model).__name__} holds no tensor of floating-point "
-                f"numbers, but {type(output).__name__}; hand in a module that returns the scores"
+            found = [t for t in _tensors(output) if t.is_floating_point() or t.is_complex()]
+            if not found:
+                raise FrostlineError(
+                    f"the output of {type(self.model).__name__} holds no tensor of floating-point "
+                    f"numbers, but {type(output).__name__}; hand in a module that returns scores"
+                )
+            answer = _Answer(
+                torch.cat([_real(t) for t in found]), _accuracy(output, found[0], self.batch)
             )
-        numbers = torch.cat([_real(t) for t in found])
-        if not bool(torch.isfinite(numbers).all()):
+        if not bool(torch.isfinite(answer.numbers).all()):
             raise FrostlineError(
                 f"the output with the state `{state}` holds numbers that are not finite, so there "
                 "is no distance to split; look for NaN in that state first"
             )
-        return _Answer(numbers, _accuracy(output, found[0], self.batch))
+        return answer
 
     def _forward_order(self) -> dict[str, int]:
         order: dict[str, int] = {}
-        with restoring(self.model, values=False):
+        with self._asked():
             for name, module in named_modules(self.model):
                 module.register_forward_pre_hook(_noting(order, name))
-            self.model.eval()
             _call(self.model, self.batch)
         return order
+
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        """Eval mode for one run, each from the same start.
+
+        A module that writes to itself even then must not carry it into the next run, and one that
+        keeps a cache of its weights in eval mode drops it on the way through train().
+        """
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        with restoring(self.model, values=False):
+            self.model.train()
+            self.model.eval()
+            yield
+        for buffer, value in buffers:
+            if _differ(buffer, value):
+                _write(buffer, value)
+
+
+def _write(place: Tensor, value: Tensor) -> None:
+    # Graphs that the user has not yet gone back through hold on to this version.
+    with torch.autograd.grad_mode._unsafe_preserve_version_counter(place):
+        place.copy_(value)
 
 
 def _noting(order: dict[str, int], name: str) -> Callable[[nn.Module, Any], None]:

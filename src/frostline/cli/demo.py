@@ -29,6 +29,13 @@ from frostline.cli.progress import progress
     help="How many starts to train from.",
 )
 @click.option(
+    "--epochs",
+    type=click.IntRange(1, 20),
+    default=3,
+    show_default=True,
+    help="How long the second branch is trained.",
+)
+@click.option(
     "--momentum",
     type=click.FloatRange(0, 1),
     default=0.1,
@@ -36,7 +43,9 @@ from frostline.cli.progress import progress
     help="Momentum of the norms. With 0 nothing drifts, and the demo says so and exits 1.",
 )
 @click.pass_context
-def demo(context: click.Context, out: Path, as_json: bool, seeds: int, momentum: float) -> None:
+def demo(
+    context: click.Context, out: Path, as_json: bool, seeds: int, epochs: int, momentum: float
+) -> None:
     """A frozen network that changes, and how to make it stay: on real digits, in a minute.
 
     Exits 1 if the network does not drift by the flag alone, or drifts although it is held.
@@ -48,7 +57,7 @@ def demo(context: click.Context, out: Path, as_json: bool, seeds: int, momentum:
     from frostline.reports.machine import to_json
     from frostline.reports.page import prepare, write
 
-    settings = Settings(seeds=seeds, momentum=momentum)
+    settings = Settings(seeds, epochs, momentum)
     path = prepare(out, NAME)
     with progress(steps(settings)) as (tick, hide):
 
