@@ -121,19 +121,7 @@ def _members(
         entry
         for entry in selection.tensors
         if (params if entry.kind == "parameter" else id(entry.owner) not in free)
-        and not _is_computed_afresh(entry)
     ]
-
-
-def _is_computed_afresh(entry: NamedTensor) -> bool:
-    """Whether a hook writes the tensor before each forward, from members of the part.
-
-    The old ``weight_norm`` and ``spectral_norm``, and pruning; after an optimizer step what hangs
-    there is stale until the next forward.
-    """
-    hooks = entry.owner._forward_pre_hooks.values()
-    written = {getattr(hook, key, None) for hook in hooks for key in ("name", "_tensor_name")}
-    return entry.kind == "attribute" and entry.attribute in written
 
 
 def _refuse_what_cannot_be_held(selection: Selection) -> None:
