@@ -27,7 +27,8 @@ class Watched(Held):
             return super().__call__(*args, **kwargs)
         before = [(name, t, t.detach().clone()) for name, t in own_state(self)]
         output = super().__call__(*args, **kwargs)
-        _compare(self, own.pop(WATCH), before)
+        _compare(self, own[WATCH], before)
+        own.pop(WATCH)
         return output
 
 
@@ -39,13 +40,10 @@ def own_state(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _compare(module: nn.Module, full_name: str, before: list[tuple[str, Tensor, Tensor]]) -> None:
-    changed = [(name, t, old) for name, t, old in before if not same_bits(t, old)]
+    changed = [name for name, t, old in before if _put_back(module, name, t, old)]
     if not changed:
         return
-    for _, tensor, old in changed:
-        with torch.no_grad():
-            tensor.copy_(old)
-    names = [f"{full_name}.{name}" if full_name else name for name, _, _ in changed]
+    names = [f"{full_name}.{name}" if full_name else name for name in changed]
     base = type(module).__name__
     raise FrozenStateChanged(
         f"{names[0]} is frozen, and the forward of {base} wrote to it although the module is held "
@@ -54,3 +52,18 @@ def _compare(module: nn.Module, full_name: str, before: list[tuple[str, Tensor, 
         f"frostline.freezing.register_holder({base}, forward)",
         [Change(name, "value", cause=f"forward of {base}") for name in names],
     )
+
+
+def _put_back(module: nn.Module, name: str, tensor: Tensor, old: Tensor) -> bool:
+    """Undo what the forward did to one tensor; whether it did anything."""
+    written = not same_bits(tensor, old)
+    if written:
+        with torch.no_grad():
+            tensor.copy_(old)
+    now = module._buffers.get(name)
+    # A new tensor in a saved buffer is a write; elsewhere it is a cache that grew with its input.
+    saved = name not in module._non_persistent_buffers_set
+    rebound = saved and now is not None and now is not tensor and not same_bits(now, tensor)
+    if rebound:
+        module._buffers[name] = tensor
+    return written or rebound
