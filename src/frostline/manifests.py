@@ -86,7 +86,8 @@ class Difference:
         head = f"{self.kind:<8} {elide(self.name, 71)}"
         if self.kind in ("missing", "added"):
             return head
-        was, now = (elide(str(text), 28) for text in (self.expected, self.found))
+        short = _start if self.kind == "value" else _end
+        was, now = short(str(self.expected)), short(str(self.found))
         return f"{head}\n         expected {was}, got {now}"
 
     def to_dict(self) -> dict[str, str | None]:
@@ -389,6 +390,15 @@ def _differences(name: str, expected: Entry, found: Entry) -> list[Difference]:
     if expected.digest != found.digest:
         return [Difference(name, "value", expected.digest, found.digest)]
     return []
+
+
+def _start(digest_text: str) -> str:
+    """Of a digest the first digits tell enough."""
+    return f"{digest_text[:15]}…"
+
+
+def _end(text: str) -> str:
+    return elide(text, 28)
 
 
 def _row(name: str, entry: Entry) -> str:
