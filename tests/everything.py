@@ -56,10 +56,10 @@ def _tensor(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _optimizer(optimizer: Optimizer) -> list[Any]:
-    state = [
-        (id(p), {k: bits(v) if isinstance(v, Tensor) else v for k, v in kept.items()})
+    state = {
+        id(p): {k: bits(v) if isinstance(v, Tensor) else v for k, v in kept.items()}
         for p, kept in optimizer.state.items()
-    ]
+    }
     groups = [
         {k: [id(p) for p in v] if k == "params" else v for k, v in group.items()}
         for group in optimizer.param_groups

@@ -161,7 +161,7 @@ def byte_range(tensor: Tensor) -> tuple[str, int, int] | None:
 
     Strided tensors span from their first to their last element, gaps included.
     """
-    if tensor.numel() == 0 or tensor.is_meta or type(tensor) not in (Tensor, nn.Parameter):
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.is_meta or tensor.numel() == 0:
         return None
     if tensor.layout is not torch.strided:
         return None

@@ -14,7 +14,7 @@ from frostline._names import named_tensors
 from frostline.errors import FreezeError, FrostlineWarning, FrozenStateChanged
 from frostline.freezing import arguments, held_class, optimizers
 from frostline.freezing.part import FrozenPart, Terms
-from frostline.freezing.planning import Plan, make_plan, unwrapped
+from frostline.freezing.planning import Plan, make_plan, refuse_toggling_under_ddp, unwrapped
 from frostline.freezing.record import PARTS, WATCH, Hold, Record, Slot, Stats, get, put
 from frostline.manifests import Manifest
 from frostline.manifests import manifest as digest_now
@@ -80,11 +80,12 @@ def freeze(
         True
     """
     arguments.check(model, select, stats, mode, optimizer)
-    model = unwrapped(model)
+    given, model = model, unwrapped(model)
     if isinstance(select, Manifest) and select.switches is not None:
         params, stats, mode = arguments.switches_of(select, params, stats, mode)
     selection = choose(model, select, exclude)
     plan = make_plan(model, selection, params, stats, mode)
+    refuse_toggling_under_ddp(given, plan.parameters)
     _refuse_an_empty_optimizer(plan, optimizer)
     terms = _terms(model, plan, (_text(select), exclude), params, stats, mode)
     part = FrozenPart(model, terms)
@@ -141,8 +142,6 @@ def _apply(
     _fill_slots(model, plan, terms.part)
     frozen = list({id(e.tensor): e.tensor for e in plan.parameters}.values())
     optimizers.set_aside(frozen, optimizer)  # type: ignore[arg-type]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
     for planned in plan.holds:
         record = get(planned.module) or Record()
         hold = Hold(terms.part, planned.eval, planned.stats)
@@ -151,6 +150,8 @@ def _apply(
         put(planned.module, replace(record, holds=(*record.holds, hold)))
         if planned.watch:
             vars(planned.module)[WATCH] = planned.name
+    part.bind()
+    part.bind()
     optimizers.watch_steps()
 
 

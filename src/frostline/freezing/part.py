@@ -287,13 +287,17 @@ class FrozenPart(Result):
         t.frozen = [name for name in t.frozen if name not in tensors]
         t.modules = [name for name in t.modules if name not in modules]
         t.held = [name for name in t.held if name not in modules | free]
-        self._bound = None
+        self.bind()
         return bool(t.tensors or t.modules)
 
-    def _bind(self) -> Bound:
-        if self._bound is None:
-            self._bound = Bound(self.model, self._terms.frozen, self._terms.modules)
+    def bind(self) -> Bound:
+        """Note which objects stand at the names of the part: others in their place are seen."""
+        self._bound = Bound(self.model, self._terms.frozen, self._terms.modules)
         return self._bound
+
+    def _bind(self) -> Bound:
+        # A part that was copied along with its model meets its objects when it first needs them.
+        return self._bound or self.bind()
 
     # --- copies --------------------------------------------------------------------------
 

@@ -71,7 +71,6 @@ def make_plan(
     _refuse_what_cannot_be_held(selection)
     parameters = [t for t in selection.tensors if t.kind == "parameter"] if params else []
     _refuse_half_of_a_tied_tensor(model, parameters)
-    _refuse_toggling_under_ddp(model, parameters)
     frozen = {id(entry.tensor) for entry in parameters}
     holds = [_plan_hold(name, m, frozen, stats, mode) for name, m in selection.modules]
     plan = Plan(holds, parameters, _members(selection, holds, params, stats))
@@ -159,7 +158,12 @@ def _tied(inside: list[str], outside: list[str]) -> str:
     )
 
 
-def _refuse_toggling_under_ddp(model: nn.Module, parameters: list[NamedTensor]) -> None:
+def refuse_toggling_under_ddp(model: nn.Module, parameters: list[NamedTensor]) -> None:
+    """Refuse to freeze what a DistributedDataParallel in ``model``, or around it, waits for.
+
+    Raises:
+        FreezeError: naming the first such parameter.
+    """
     wrapped = isinstance(model, DistributedDataParallel) or any(
         isinstance(m, DistributedDataParallel) for m in model.modules()
     )
