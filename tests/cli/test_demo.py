@@ -198,7 +198,7 @@ def test_in_a_browser(browser: Any, written: Path, scheme: str, width: int) -> N
     paper, ink, line = tab.evaluate(
         """() => [getComputedStyle(document.body).backgroundColor,
                   getComputedStyle(document.body).color,
-                  getComputedStyle(document.querySelector('[aria-label^="Accuracy of"] text')).fill]"""
+                  getComputedStyle(document.querySelector('figure > svg text')).fill]"""
     )
     dark = scheme == "dark"
     assert (_light(paper) < 0.5) is dark

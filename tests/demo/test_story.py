@@ -74,15 +74,19 @@ def test_flags_come_back_also_after_an_exception() -> None:
     state = torch.get_rng_state()
     try:
         with pytest.raises(KeyError), reproducible():
-            assert torch.get_num_threads() == 1
-            seed(5)
-            raise KeyError
+            _seed_and_fail()
         assert torch.get_num_threads() == 2
         assert torch.is_deterministic_algorithms_warn_only_enabled()
         assert torch.equal(torch.get_rng_state(), state)
     finally:
         torch.use_deterministic_algorithms(False)
         torch.set_num_threads(threads)
+
+
+def _seed_and_fail() -> None:
+    assert torch.get_num_threads() == 1
+    seed(5)
+    raise KeyError
 
 
 def test_without_momentum_the_control_fails() -> None:

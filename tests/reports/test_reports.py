@@ -23,7 +23,7 @@ def test_table_aligns_and_keeps_80_columns() -> None:
     assert len(table(["a", "b"], [["x" * 70, "1234"]]).splitlines()[1]) == 78
     with pytest.raises(ValueError, match="80 columns"):
         table(["a", "b"], [["x" * 70, "1234567"]])
-    with pytest.raises(ValueError, match="longer|shorter|argument"):
+    with pytest.raises(ValueError, match=r"longer|shorter|argument"):
         table(["a", "b"], [["x"]])
 
 
