@@ -24,7 +24,7 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.checkpoint import checkpoint
 
 from frostline.errors import FrostlineWarning
-from tests.freezing.kinds import BATCH, Net, step
+from tests.freezing.kinds import Net, step
 
 Moves = Literal["writers", "with parameters", "writers or with parameters", "norms"]
 

@@ -25,10 +25,10 @@ class Watched(Held):
         own = self.__dict__
         if WATCH not in own or torch.compiler.is_compiling():
             return super().__call__(*args, **kwargs)
-        before = [(name, t, t.detach().clone()) for name, t in own_state(self)]
+        name, before = own[WATCH], [(n, t, t.detach().clone()) for n, t in own_state(self)]
         output = super().__call__(*args, **kwargs)
-        _compare(self, own[WATCH], before)
-        own.pop(WATCH)
+        _compare(self, name, before)
+        own.pop(WATCH, None)
         return output
 
 
