@@ -151,7 +151,6 @@ def _apply(
         if planned.watch:
             vars(planned.module)[WATCH] = planned.name
     part.bind()
-    part.bind()
     optimizers.watch_steps()
 
 

@@ -75,6 +75,7 @@ def refuse_lbfgs(optimizer: Optimizer, frozen: Iterable[int]) -> None:
 class _Taken:
     """What a freeze took away from one parameter."""
 
+    flag: bool = False
     gradient: Tensor | None = None
     states: list[tuple[ReferenceType[Optimizer], Any]] = field(default_factory=list)
 
@@ -85,14 +86,16 @@ _aside: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def set_aside(parameters: Iterable[nn.Parameter], optimizer: Optimizer | None) -> None:
-    """Take ``.grad`` of these parameters, and what ``optimizer`` keeps for them."""
+    """Take flag and ``.grad`` of these parameters, and what ``optimizer`` keeps for them."""
     for parameter in parameters:
         taken = _aside.get(parameter) or _Taken()
+        taken.flag = taken.flag or parameter.requires_grad
+        parameter.requires_grad_(False)
         if parameter.grad is not None:
             taken.gradient, parameter.grad = parameter.grad, None
         if optimizer is not None and parameter in optimizer.state:
             taken.states.append((ref(optimizer), optimizer.state.pop(parameter)))
-        if taken.gradient is not None or taken.states:
+        if taken.flag or taken.gradient is not None or taken.states:
             _aside[parameter] = taken
 
 
@@ -102,6 +105,8 @@ def bring_back(parameters: Iterable[nn.Parameter]) -> None:
         taken = _aside.pop(parameter, None)
         if taken is None:
             continue
+        if taken.flag:
+            parameter.requires_grad_(True)
         gradient = taken.gradient
         if gradient is not None and parameter.grad is None and gradient.shape == parameter.shape:
             parameter.grad = gradient.to(parameter.device, parameter.dtype)

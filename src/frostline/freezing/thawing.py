@@ -22,10 +22,11 @@ def undo(part: live_parts.LivePart) -> None:
     live_parts.discard(part)
     root = part.root_or_none()
     if root is not None:
+        frozen = part.frozen_parameters()
         _leave(root, part)
         id_ = part.id
         released = _drop(root, lambda record: without_part(record, id_))
-        _give_flags_back(root, released)
+        _give_flags_back(root, released, frozen)
     optimizers.unwatch_steps_if_idle()
 
 
@@ -54,13 +55,15 @@ def _drop(root: nn.Module, change: Callable[[Record], Record]) -> list[tuple[nn.
     return gone
 
 
-def _give_flags_back(root: nn.Module, released: Iterable[tuple[nn.Module, Slot]]) -> None:
+def _give_flags_back(
+    root: nn.Module, released: Iterable[tuple[nn.Module, Slot]], frozen: list[nn.Parameter]
+) -> None:
     still = {
         id(module._parameters.get(slot.name))
         for module in root.modules()
         if (record := get(module)) is not None
         for slot in record.slots
-    }
+    } | {id(p) for other in live_parts.all_parts() for p in other.frozen_parameters()}
     for module, slot in released:
         parameter = module._parameters.get(slot.name)
         if parameter is None or id(parameter) in still:
@@ -68,6 +71,8 @@ def _give_flags_back(root: nn.Module, released: Iterable[tuple[nn.Module, Slot]]
         if slot.prior:
             parameter.requires_grad_(True)
         optimizers.bring_back([parameter])
+    # A parametrisation added or removed meanwhile has hung the same parameter somewhere else.
+    optimizers.bring_back(p for p in frozen if id(p) not in still)
 
 
 def unfreeze(model: nn.Module, select: Selector = None) -> list[nn.Parameter]:
