@@ -7,7 +7,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 from torch import nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedParameter
 
 from frostline._names import named_tensors
 from frostline._results import WIDTH, Change, elide, plural
@@ -66,8 +66,8 @@ def _trainable(model: nn.Module) -> str:
     if not parameters:
         return "nothing"
     where = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-    # Lazy parameters have no size yet.
-    size = human(sum(p.numel() for p in parameters if not is_lazy(p))).strip()
+    made = [p for p in parameters if not isinstance(p, UninitializedParameter)]
+    size = human(sum(p.numel() for p in made)).strip()
     return f"{plural(len(parameters), 'parameter')} ({size})" + (f" in {where}" if where else "")
 
 
