@@ -86,14 +86,18 @@ class HeldFastPath(Held):
 class HeldCheckpointing(Held):
     """Layers of transformers checkpoint only in training mode; a held one goes on doing so.
 
-    The gate is open for the one question that the layer's ``__call__`` asks, and closed again
-    before its forward runs, so that dropout in there stays off.
+    The gate is open for the one question that the layer asks, and closed again when it takes the
+    function that checkpoints, so that dropout in its forward stays off. There is no forward here:
+    the layer checkpoints only if the forward of its class is its own.
     """
+
+    gradient_checkpointing: bool
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         own = self.__dict__
         record = get(self)
-        if record is None or not record.eval or not own.get(ASKED, record.was_training):
+        asked = record is not None and record.eval and own.get(ASKED, record.was_training)
+        if not asked or not self.gradient_checkpointing:
             return super().__call__(*args, **kwargs)
         own[_GATE] = True
         try:
@@ -109,6 +113,14 @@ class HeldCheckpointing(Held):
     def training(self, mode: bool) -> None:
         Held.training.fset(self, mode)  # type: ignore[attr-defined]
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self.__dict__.pop(_GATE, None)
-        return super().forward(*args, **kwargs)
+    @property
+    def _gradient_checkpointing_func(self) -> Any:
+        own = self.__dict__
+        own.pop(_GATE, None)
+        if "_gradient_checkpointing_func" not in own:
+            raise AttributeError("_gradient_checkpointing_func")
+        return own["_gradient_checkpointing_func"]
+
+    @_gradient_checkpointing_func.setter
+    def _gradient_checkpointing_func(self, function: Any) -> None:
+        self.__dict__["_gradient_checkpointing_func"] = function
