@@ -382,3 +382,27 @@ def test_prints_within_80_columns_and_refuses_to_be_a_truth_value() -> None:
     with pytest.raises(TypeError, match="truth value"):
         bool(result)
     assert isinstance(result, Attribution)
+
+
+class UsesAWeight(nn.Module):
+    """Its `tied` is never called: the parent uses the weight. Registered first, used last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tied = nn.Linear(4, 3, bias=False, dtype=torch.float64)
+        self.norm = nn.BatchNorm1d(4, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(self.norm(x), self.tied.weight)
+
+
+def test_a_layer_that_is_not_called_comes_after_those_that_are() -> None:
+    net = UsesAWeight()
+    before = copy.deepcopy(net.state_dict())
+    after = copy.deepcopy(before)
+    after["tied.weight"] += 1
+    after["norm.running_mean"] += 1
+    x = torch.randn(8, 4, dtype=torch.float64)
+    result = attribute(before, after, net, x)
+    assert [row.name for row in result.rows] == ["norm", "tied"]
+    assert abs(sum(row.change for row in result.rows) - result.total) < 1e-12

@@ -61,7 +61,7 @@ def branches(hard: Scene, mild: Scene) -> Chapter:
             *_paragraph(
                 f"With the second branch on {mild.title} the control's median moves by"
                 f" {_largest_move(mild):.1f} points at most, which no accuracy curve would show."
-                " The output is another one all the same:"
+                f" The output {_moves(mild)}:"
             ),
             "",
             accuracies(mild),
@@ -247,6 +247,11 @@ def _outputs(scene: Scene) -> list[str]:
         lines += ["", f"({way.letter}) {way.title}"]
         lines += [f"  the same numbers as {twin}, bit for bit"] if twin else printed(run.outputs)
     return lines
+
+
+def _moves(scene: Scene) -> str:
+    first = scene.first_change(WAYS[0].key)
+    return "stays as it is" if first is None else "is another one all the same"
 
 
 def _paragraph(text: str) -> list[str]:
