@@ -18,12 +18,11 @@ from frostline.demo.nets import TwoBranches
 def train_second_branch(model: TwoBranches, images: torch.Tensor, odd: torch.Tensor) -> None:
     """An ordinary loop: nothing in it knows that something is frozen."""
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
-    for _ in range(2):
-        model.train()
-        for x, y in zip(images.split(64), odd.split(64), strict=True):
-            optimizer.zero_grad()
-            functional.cross_entropy(model(x, branch="second"), y).backward()
-            optimizer.step()
+    model.train()
+    for x, y in zip(images.split(64), odd.split(64), strict=True):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x, branch="second"), y).backward()
+        optimizer.step()
 
 
 def pretrained() -> TwoBranches:
