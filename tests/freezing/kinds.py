@@ -123,7 +123,7 @@ class Codebook(nn.Module):
         if self.training:
             hits = F.one_hot(nearest, 5).to(x)
             self.cluster_size.data.mul_(0.9).add_(hits.sum(0), alpha=0.1)
-            self.embed.data.lerp_(hits.t() @ x.detach(), 0.1)
+            self.embed.data.lerp_((hits.t() @ x.detach()).to(self.embed), 0.1)
         return x + (self.embed[nearest] - x).detach()
 
 
@@ -135,7 +135,7 @@ class ReboundCodebook(Codebook):
         if self.training:
             hits = F.one_hot(nearest, 5).to(x)
             self.cluster_size = self.cluster_size * 0.9 + hits.sum(0) * 0.1
-            self.embed = torch.lerp(self.embed, hits.t() @ x.detach(), 0.1)
+            self.embed = torch.lerp(self.embed, (hits.t() @ x.detach()).to(self.embed), 0.1)
         return x + (self.embed[nearest] - x).detach()
 
 
@@ -191,7 +191,7 @@ class RunningScale(nn.Module):
 
 
 class Float32(nn.Module):
-    """HistogramObserver takes nothing else, and autocast gives something else."""
+    """Some observers take nothing else, and autocast gives something else."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.float()
@@ -252,7 +252,7 @@ def _fake_quantize() -> nn.Module:
 def _fused_fake_quantize() -> nn.Module:
     from torch.ao.quantization import FusedMovingAvgObsFakeQuantize
 
-    return nn.Sequential(nn.Linear(4, 4), FusedMovingAvgObsFakeQuantize())
+    return nn.Sequential(nn.Linear(4, 4), Float32(), FusedMovingAvgObsFakeQuantize())
 
 
 def _observers() -> nn.Module:
@@ -346,7 +346,7 @@ KINDS: dict[str, Kind] = {
     "VQ codebook": Kind(Codebook, _FLAT, writes=True, parameters=False),
     "VQ codebook, rebound": Kind(ReboundCodebook, _FLAT, writes=True, parameters=False),
     "FakeQuantize": Kind(_fake_quantize, _FLAT, writes=True),
-    "FakeQuantize, fused": Kind(_fused_fake_quantize, _FLAT, writes=True),
+    "FakeQuantize, fused": Kind(_fused_fake_quantize, _FLAT, writes=True, vmap=False),
     "observers": Kind(_observers, _FLAT, writes=True),
     "HistogramObserver": Kind(_histogram, _FLAT, writes=True, vmap=False),
     "Embedding(max_norm)": Kind(
@@ -359,7 +359,9 @@ KINDS: dict[str, Kind] = {
     "call counter": Kind(CallCounter, _FLAT, writes=True),
     "non-persistent statistic": Kind(RunningScale, _FLAT, writes=True),
     "root parameters": Kind(lambda: nn.Linear(4, 4), _FLAT),
-    "LSTM": Kind(lambda: FirstOutput(nn.LSTM(4, 3, 2, dropout=0.5, batch_first=True)), _SEQUENCE),
+    "LSTM": Kind(
+        lambda: FirstOutput(nn.LSTM(4, 3, 2, dropout=0.5, batch_first=True)), _SEQUENCE, vmap=False
+    ),
     "TransformerEncoderLayer": Kind(
         lambda: nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), _SEQUENCE
     ),

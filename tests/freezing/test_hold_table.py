@@ -90,11 +90,20 @@ def flag_only(net: Net, kind: str) -> None:
 
 # Where an action spares a kind that writes to itself, and why.
 SPARED = {
-    # torch refuses batched values in unbatched statistics; what is left counts or adapts anyhow.
+    # torch refuses to write batched values into unbatched tensors; the counters it lets through.
     "vmap": {
-        name
-        for name, kind in KINDS.items()
-        if kind.writes and name not in ("call counter", "MoE bias", "non-persistent statistic")
+        "InstanceNorm1d, tracking",
+        "InstanceNorm2d, tracking",
+        "InstanceNorm3d, tracking",
+        "VQ codebook, rebound",
+        "FakeQuantize",
+        "FakeQuantize, fused",
+        "observers",
+        "HistogramObserver",
+        "Embedding(max_norm)",
+        "EmbeddingBag(max_norm)",
+        "MoE bias",
+        "non-persistent statistic",
     },
     # The new tensors land in the stateless copy.
     "functional_call": {"VQ codebook, rebound"},

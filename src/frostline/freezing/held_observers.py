@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from frostline.freezing import ignored
 from frostline.freezing.machinery import Held
 from frostline.freezing.record import is_held
 
@@ -26,3 +27,10 @@ class HeldFakeQuantize(Held):
             raise AttributeError("observer_enabled")
         value: Tensor = buffers["observer_enabled"]
         return torch.zeros_like(value) if is_held(self) else value
+
+    def enable_observer(self, enabled: bool = True) -> None:
+        if is_held(self):
+            # It would write into the stand-in above, and be lost without a word.
+            ignored.note(self, "enable_observer()")
+        else:
+            super().enable_observer(enabled)  # type: ignore[misc]
