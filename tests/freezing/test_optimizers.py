@@ -1,4 +1,4 @@
-"""Optimizers that hold frozen parameters in their groups leave them alone, and keep their groups."""
+"""Optimizers with frozen parameters in their groups leave them alone, and keep their groups."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_freeze_clears_gradients_and_undo_brings_the_objects_back() -> None:
 
 
 def test_step_clears_gradients_written_by_hand_by_identity_not_by_flag() -> None:
-    net, x = net_and_batch()
+    net, _ = net_and_batch()
     flagged = net.stem.weight.requires_grad_(False)
     fl.freeze(net, "part")
     for parameter in net.parameters():

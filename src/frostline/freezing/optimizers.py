@@ -19,7 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from frostline.errors import FreezeError
+from frostline.errors import FreezeError, FrozenStateChanged
 from frostline.freezing import live_parts
 
 _handle: RemovableHandle | None = None
@@ -46,13 +46,24 @@ def before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         return
     frozen: set[int] = set()
     for part in live_parts.all_parts():
-        part.look_after(about_to_train=True)
+        _look_after(part, optimizer)
         for parameter in part.frozen_parameters():
             if parameter.grad is not None:
                 parameter.grad = None
             frozen.add(id(parameter))
     if isinstance(optimizer, LBFGS):
         refuse_lbfgs(optimizer, frozen)
+
+
+def _look_after(part: live_parts.LivePart, optimizer: Optimizer) -> None:
+    try:
+        part.look_after(about_to_train=True)
+    except FrozenStateChanged:
+        # A module replaced in one model must not stop the training of another.
+        root = part.root_or_none()
+        given = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if root is not None and any(id(p) in given for p in root.parameters()):
+            raise
 
 
 def refuse_lbfgs(optimizer: Optimizer, frozen: Iterable[int]) -> None:
