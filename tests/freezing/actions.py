@@ -121,25 +121,17 @@ OPTIMIZERS: dict[str, Make] = {
 }
 
 
-def _three_steps(net: Net, x: Tensor, optimizer: Optimizer) -> nn.Module:
+def _stale_gradients(net: Net, x: Tensor, make: Make) -> Optimizer:
+    """All parameters are handed in and have gradients before the freeze."""
+    step(net.train(), x)
+    return make(list(net.parameters()))
+
+
+def _three_steps(net: Net, x: Tensor, optimizer: Optimizer | None) -> nn.Module:
     net.train()
     for _ in range(3):
         step(net, x, optimizer)
     return net
-
-
-def stale_gradients(make: Make) -> Action:
-    """Gradients, and the optimizer with all parameters, are there before the freeze."""
-
-    def before(net: Net, x: Tensor) -> Optimizer:
-        step(net.train(), x)
-        return make(list(net.parameters()))
-
-    return Action(
-        lambda net, x, optimizer: _three_steps(net, x, optimizer),  # type: ignore[arg-type]
-        "writers or with parameters",
-        before,
-    )
 
 
 def _write_gradients(net: Net, x: Tensor, _: Any) -> nn.Module:
@@ -158,11 +150,6 @@ def _momentum_before(net: Net, x: Tensor) -> Optimizer:
     # The usual loop zeroes with set_to_none=False in old scripts: the gradient is there, and 0.
     optimizer.zero_grad(set_to_none=False)
     return optimizer
-
-
-def _step_with_momentum(net: Net, x: Tensor, optimizer: Optimizer | None) -> nn.Module:
-    assert optimizer is not None
-    return _three_steps(net, x, optimizer)
 
 
 # --- statistics ------------------------------------------------------------------------------
@@ -290,16 +277,12 @@ ACTIONS: dict[str, Action] = {
     "modes restored one by one": Action(restore_modes_one_by_one, "writers"),
     **{
         f"three steps of {name}": Action(
-            lambda net, x, _, make=make: _three_steps(net, x, make(list(net.parameters()))),
-            "writers",
+            _three_steps, "writers or with parameters", partial(_stale_gradients, make=make)
         )
         for name, make in OPTIMIZERS.items()
     },
-    **{f"stale gradients and {name}": stale_gradients(make) for name, make in OPTIMIZERS.items()},
     "gradients written by hand": Action(_write_gradients, "with parameters"),
-    "momentum from before": Action(
-        _step_with_momentum, "writers or with parameters", _momentum_before
-    ),
+    "momentum from before": Action(_three_steps, "writers or with parameters", _momentum_before),
     "update_bn": Action(update_statistics, "writers"),
     "reset_running_stats": Action(reset_statistics, "norms"),
     "checkpoint": Action(partial(recompute, reentrant=False), "writers"),

@@ -138,9 +138,9 @@ def test_control_moves_when_frozen_by_flag_only(action: str) -> None:
 
 @pytest.mark.parametrize("action", [a for a in ACTIONS if "three steps" in a])
 def test_the_rest_trains(action: str) -> None:
-    net, x, _ = prepare("BatchNorm1d", ACTIONS[action])
+    net, x, optimizer = prepare("BatchNorm1d", ACTIONS[action])
     fl.freeze(net, "part")
     before = copied(dict(net.named_parameters()))
-    ACTIONS[action].run(net, x, None)
+    ACTIONS[action].run(net, x, optimizer)
     moving = {n for n, p in net.named_parameters() if not torch.equal(before[n], p)}
     assert moving == {n for n in before if not n.startswith("part.")}
