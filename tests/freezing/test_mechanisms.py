@@ -127,6 +127,14 @@ def test_copy_owns_its_part() -> None:
     (own,) = fl.parts(twin)
     assert own is not part
     assert own.model is twin
+    assert own.sealed
+
+
+def test_copy_of_a_module_inside_gets_a_part() -> None:
+    net, _ = frozen()
+    twin = copy.deepcopy(net.part)
+    (own,) = fl.parts(twin)
+    assert own.model is twin
 
 
 def test_pickle_names_the_base_class() -> None:
