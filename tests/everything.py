@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
+
+from frostline.freezing import optimizers
 
 
 def bits(tensor: Tensor) -> bytes:
@@ -19,6 +22,12 @@ def bits(tensor: Tensor) -> bytes:
 def contents(model: nn.Module) -> dict[str, bytes]:
     """Bytes of every parameter and buffer, those outside of the state dict included."""
     return {name: bits(t) for name, t in [*model.named_parameters(), *model.named_buffers()]}
+
+
+def forget_other_tests() -> None:
+    """A dead model of another test may still wait for the collector, and keep the step hook."""
+    gc.collect()
+    optimizers.unwatch_steps_if_idle()
 
 
 def everything(model: nn.Module, optimizer: Optimizer | None = None) -> dict[str, Any]:

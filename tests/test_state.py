@@ -12,7 +12,7 @@ from torch import nn
 
 import frostline as fl
 from frostline._state import restoring, same_bits
-from tests.everything import everything
+from tests.everything import everything, forget_other_tests
 from tests.zoo import ZOO
 
 
@@ -94,6 +94,7 @@ DISTURBANCES: dict[str, Callable[[nn.Module], None]] = {
 @pytest.mark.parametrize("raises", [False, True], ids=["normally", "with an exception"])
 @pytest.mark.parametrize("disturb", DISTURBANCES.values(), ids=DISTURBANCES)
 def test_everything_is_restored(disturb: Callable[[nn.Module], None], raises: bool) -> None:
+    forget_other_tests()
     model = mlp()
     before = _without_versions(everything(model))
     try:

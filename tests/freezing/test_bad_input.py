@@ -25,8 +25,8 @@ from frostline.errors import (
     SelectionError,
     UnsupportedTensor,
 )
-from frostline.freezing import held_class, optimizers
-from tests.everything import everything
+from frostline.freezing import held_class
+from tests.everything import everything, forget_other_tests
 from tests.zoo import ZOO
 
 
@@ -53,19 +53,13 @@ def refused(
     optimizer: torch.optim.Optimizer | None = None,
 ) -> str:
     """The message of the refusal; the model must be exactly as it was."""
-    _forget_other_tests()
+    forget_other_tests()
     before = everything(model, optimizer)
     with pytest.raises(error, match=re.escape(says)) as caught:
         call()
     assert everything(model, optimizer) == before
     assert fl.parts(model) == []
     return str(caught.value)
-
-
-def _forget_other_tests() -> None:
-    """A dead model of another test may still wait for the collector, and keep the step hook."""
-    gc.collect()
-    optimizers.unwatch_steps_if_idle()
 
 
 # --- what is no model ----------------------------------------------------------------------------
@@ -323,7 +317,7 @@ def test_an_unsealable_tensor_rolls_back_exactly() -> None:
 
 def test_an_interrupt_in_the_middle_rolls_back_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever comes between: here the second norm's hold fails, as Ctrl-C could."""
-    _forget_other_tests()
+    forget_other_tests()
     model, calls = mlp(), iter(range(100))
     optimizer = adam(model)
     real = held_class.swap_in

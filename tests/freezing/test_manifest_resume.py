@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,8 @@ from torch import nn
 
 import frostline as fl
 from frostline.errors import FrozenStateChanged, SelectionError
-from frostline.freezing import optimizers
 from frostline.manifests import Manifest
-from tests.everything import contents, everything
+from tests.everything import contents, everything, forget_other_tests
 from tests.zoo import ZOO
 
 
@@ -133,8 +131,7 @@ def test_other_weights_freeze_nothing(
     model = ZOO["mlp_bn1d"].build(seed=5)
     model.load_state_dict(saved["model"])
     spoil(model)
-    gc.collect()
-    optimizers.unwatch_steps_if_idle()
+    forget_other_tests()
     before = everything(model)
     with pytest.raises(FrozenStateChanged, match=names) as caught:
         fl.freeze(model, manifest)
