@@ -204,7 +204,11 @@ def _tell(plan: Plan) -> None:
     untracked = [h.name for h in plan.holds if _uses_the_batch_always(h.module)]
     fresh = [h.name for h in plan.holds if h.stats == "hold" and _never_trained(h.module)]
     by_mode = [h.name for h in plan.holds if h.eval and _output_depends_on_mode(h.module)]
-    gates = [h.name for h in plan.holds if h.eval and _checkpoints_by_mode(h.module)]
+    layers = [h.module for h in plan.holds if _is_checkpointed_layer(h.module)]
+    # Below such a layer the flag is only read along with it.
+    kept = {id(below) for layer in layers for below in layer.modules()}
+    held = [h for h in plan.holds if h.eval and id(h.module) not in kept]
+    gates = [h.name for h in held if _checkpoints_by_mode(h.module)]
     plan.warnings += [
         *_say(untracked, "without running statistics: normalises with the batch in every mode, so "
               "its output still depends on the other samples"),
@@ -247,4 +251,8 @@ def _output_depends_on_mode(module: nn.Module) -> bool:
 def _checkpoints_by_mode(module: nn.Module) -> bool:
     if getattr(module, "gradient_checkpointing", False) is not True:
         return False
-    return not any(holders.registered(type(m)) is HeldCheckpointing for m in module.modules())
+    return not any(_is_checkpointed_layer(m) for m in module.modules())
+
+
+def _is_checkpointed_layer(module: nn.Module) -> bool:
+    return holders.registered(type(module)) is HeldCheckpointing
