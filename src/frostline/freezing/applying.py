@@ -10,7 +10,6 @@ from typing import Literal
 from torch import nn
 from torch.optim import Optimizer
 
-from frostline._names import named_tensors
 from frostline.errors import FreezeError, FrostlineWarning, FrozenStateChanged
 from frostline.freezing import arguments, held_class, optimizers
 from frostline.freezing.part import FrozenPart, Terms
@@ -18,7 +17,7 @@ from frostline.freezing.planning import Plan, make_plan, refuse_toggling_under_d
 from frostline.freezing.record import PARTS, WATCH, Hold, Record, Slot, Stats, get, put
 from frostline.manifests import Manifest
 from frostline.manifests import manifest as digest_now
-from frostline.selection import Selector, describe
+from frostline.selection import Selection, Selector, describe
 from frostline.selection import select as choose
 
 
@@ -84,10 +83,10 @@ def freeze(
     if isinstance(select, Manifest) and select.switches is not None:
         params, stats, mode = arguments.switches_of(select, params, stats, mode)
     selection = choose(model, select, exclude)
-    plan = make_plan(model, selection, params, stats, mode)
+    plan = make_plan(selection, params, stats, mode)
     refuse_toggling_under_ddp(given, plan.parameters)
     _refuse_an_empty_optimizer(plan, optimizer)
-    terms = _terms(model, plan, (_text(select), exclude), params, stats, mode)
+    terms = _terms(selection, plan, (_text(select), exclude), params, stats, mode)
     part = FrozenPart(model, terms)
     try:
         _apply(model, plan, part, terms, optimizer)
@@ -104,7 +103,7 @@ def freeze(
 
 
 def _terms(
-    model: nn.Module,
+    selection: Selection,
     plan: Plan,
     selectors: tuple[str, Selector],
     params: bool,
@@ -124,7 +123,7 @@ def _terms(
         held=[hold.name for hold in plan.holds if hold.eval],
         tensors=members,
         frozen=[entry.name for entry in plan.parameters],
-        others=[e.name for e in named_tensors(model) if e.name not in covered],
+        others=[e.name for e in selection.everything if e.name not in covered],
         notes=list(plan.notes),
     )
 

@@ -31,7 +31,11 @@ class LivePart(Protocol):
         """The model, unless it is gone."""
 
     def forget(self, tensors: set[str], modules: set[str], free: set[str]) -> bool:
-        """Leave these names out from now on; whether anything is left."""
+        """Leave these names out from now on; whether the part covered any of them."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is left of it."""
 
     def frozen_parameters(self) -> list[nn.Parameter]:
         """The parameters that the part covers now."""

@@ -280,15 +280,24 @@ class FrozenPart(Result):
             self._bind().refuse_replaced_modules(self._terms.text)
 
     def forget(self, tensors: set[str], modules: set[str], free: set[str]) -> bool:
-        """Leave these names out; modules in ``free`` may follow ``train()``. Is anything left?"""
+        """Leave these names out, and let modules in ``free`` follow ``train()``.
+
+        Whether the part covered any of the first two.
+        """
         t = self._terms
+        covered = not (tensors.isdisjoint(t.tensors) and modules.isdisjoint(t.modules))
         t.others += [name for name in t.tensors if name in tensors]
         t.tensors = [name for name in t.tensors if name not in tensors]
         t.frozen = [name for name in t.frozen if name not in tensors]
         t.modules = [name for name in t.modules if name not in modules]
         t.held = [name for name in t.held if name not in modules | free]
         self.bind()
-        return bool(t.tensors or t.modules)
+        return covered
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is left of it."""
+        return not (self._terms.tensors or self._terms.modules)
 
     def bind(self) -> Bound:
         """Note which objects stand at the names of the part: others in their place are seen."""

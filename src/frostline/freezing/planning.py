@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -10,10 +9,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from frostline._names import NamedTensor, aliases, named_tensors, overlapping
+from frostline._names import NamedTensor, aliases, overlapping
 from frostline.errors import FreezeError, SelectionError
-from frostline.freezing import held_class, holders
-from frostline.freezing.held_gates import HeldCheckpointing
+from frostline.freezing import held_class, holders, telling
 from frostline.freezing.reads_training import reads_training
 from frostline.freezing.record import Stats
 from frostline.selection import Selection
@@ -59,9 +57,7 @@ class Plan:
     warnings: list[str] = field(default_factory=list)
 
 
-def make_plan(
-    model: nn.Module, selection: Selection, params: bool, stats: Stats, mode: str
-) -> Plan:
+def make_plan(selection: Selection, params: bool, stats: Stats, mode: str) -> Plan:
     """Decide what happens to each selected module and tensor.
 
     Raises:
@@ -70,11 +66,11 @@ def make_plan(
     """
     _refuse_what_cannot_be_held(selection)
     parameters = [t for t in selection.tensors if t.kind == "parameter"] if params else []
-    _refuse_half_of_a_tied_tensor(model, parameters)
+    _refuse_half_of_a_tied_tensor(selection.everything, parameters)
     frozen = {id(entry.tensor) for entry in parameters}
     holds = [_plan_hold(name, m, frozen, stats, mode) for name, m in selection.modules]
     plan = Plan(holds, parameters, _members(selection, holds, params, stats))
-    _tell(plan)
+    telling.tell(plan)
     return plan
 
 
@@ -132,8 +128,10 @@ def _refuse_what_cannot_be_held(selection: Selection) -> None:
             )
 
 
-def _refuse_half_of_a_tied_tensor(model: nn.Module, parameters: list[NamedTensor]) -> None:
-    everywhere = [entry for entry in named_tensors(model) if entry.kind == "parameter"]
+def _refuse_half_of_a_tied_tensor(
+    everything: list[NamedTensor], parameters: list[NamedTensor]
+) -> None:
+    everywhere = [entry for entry in everything if entry.kind == "parameter"]
     frozen = {id(entry.tensor) for entry in parameters}
     places = {(id(entry.owner), entry.attribute) for entry in parameters}
     for group in aliases(entry for entry in everywhere if id(entry.tensor) in frozen):
@@ -198,61 +196,3 @@ def _refuse_batch_statistics(name: str, module: nn.Module, stats: Stats) -> None
             f'{name} ({type(module).__name__}) cannot be frozen with stats="batch": it is no torch '
             'norm, and how it computes batch statistics is not known. Use stats="hold" or "update"'
         )
-
-
-def _tell(plan: Plan) -> None:
-    untracked = [h.name for h in plan.holds if _uses_the_batch_always(h.module)]
-    fresh = [h.name for h in plan.holds if h.stats == "hold" and _never_trained(h.module)]
-    by_mode = [h.name for h in plan.holds if h.eval and _output_depends_on_mode(h.module)]
-    layers = [h.module for h in plan.holds if _is_checkpointed_layer(h.module)]
-    # Below such a layer the flag is only read along with it.
-    kept = {id(below) for layer in layers for below in layer.modules()}
-    held = [h for h in plan.holds if h.eval and id(h.module) not in kept]
-    gates = [h.name for h in held if _checkpoints_by_mode(h.module)]
-    plan.warnings += [
-        *_say(untracked, "without running statistics: normalises with the batch in every mode, so "
-              "its output still depends on the other samples"),
-        *_say(fresh, "never trained: running mean 0, variance 1, counter 0 are held, which "
-              "normalises nothing. Load weights first, then part.seal()"),
-        *_say(by_mode, "returns something else in eval mode (it takes targets). To keep training "
-              'behaviour: fl.freeze(..., mode="follow")'),
-        *_say(gates, "has gradient_checkpointing=True and asks training for it: held in eval it "
-              'will not checkpoint. To keep it: fl.freeze(..., mode="follow")'),
-    ]  # fmt: skip
-    mixed = [h.name for h in plan.holds if h.mixed]
-    plan.notes += plan.warnings + _say(
-        mixed, "follows train() and eval(): something below it stays trainable"
-    )
-
-
-def _say(names: list[str], what: str) -> list[str]:
-    if not names:
-        return []
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return [f"{names[0] or 'the model itself'}{more}: {what}"]
-
-
-def _uses_the_batch_always(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
-
-
-def _never_trained(module: nn.Module) -> bool:
-    counter = module._buffers.get("num_batches_tracked")
-    mean, var = module._buffers["running_mean"], module._buffers["running_var"]
-    if counter is None or mean is None or var is None or mean.is_meta:
-        return False
-    return bool(counter == 0) and not bool(mean.any()) and bool((var == 1).all())
-
-
-def _output_depends_on_mode(module: nn.Module) -> bool:
-    return "targets" in inspect.signature(type(module).forward).parameters
-
-
-def _checkpoints_by_mode(module: nn.Module) -> bool:
-    if getattr(module, "gradient_checkpointing", False) is not True:
-        return False
-    return not any(_is_checkpointed_layer(m) for m in module.modules())
-
-
-def _is_checkpointed_layer(module: nn.Module) -> bool:
-    return holders.registered(type(module)) is HeldCheckpointing

@@ -107,19 +107,19 @@ def unfreeze(model: nn.Module, select: Selector = None) -> list[nn.Parameter]:
     _refuse_half_of_a_tied_tensor(root, places)
     thawed = [p for p in _unique(places) if not p.requires_grad and _can_require_grad(p)]
     was_held = _release(chosen, places)
-    if not thawed and not was_held:
+    for parameter in thawed:
+        parameter.requires_grad_(True)
+    optimizers.forget(thawed)
+    _free_parents(root)
+    shrunk = _shrink_parts(chosen, places)
+    optimizers.unwatch_steps_if_idle()
+    if not (thawed or was_held or shrunk):
         warnings.warn(
             f"nothing in {describe(select)} of {type(root).__name__} was frozen, so nothing "
             "changed",
             FrostlineWarning,
             stacklevel=2,
         )
-    for parameter in thawed:
-        parameter.requires_grad_(True)
-    optimizers.forget(thawed)
-    _free_parents(root)
-    _shrink_parts(chosen, places)
-    optimizers.unwatch_steps_if_idle()
     return thawed
 
 
@@ -183,7 +183,9 @@ def _free_parents(root: nn.Module) -> None:
                 put(module, replace(record, holds=holds))
 
 
-def _shrink_parts(chosen: Selection, places: list[NamedTensor]) -> None:
+def _shrink_parts(chosen: Selection, places: list[NamedTensor]) -> bool:
+    """Leave out of every part what was let go; whether any part covered some of it."""
+    shrunk = False
     modules = {id(m) for _, m in chosen.modules}
     tensors = {id(e.tensor) for e in places} | {
         id(e.tensor) for e in chosen.tensors if id(e.owner) in modules
@@ -195,5 +197,7 @@ def _shrink_parts(chosen: Selection, places: list[NamedTensor]) -> None:
         names = {e.name for e in named_tensors(top) if id(e.tensor) in tensors}
         paths = {name for name, module in named_modules(top) if id(module) in modules}
         free = {n for n, m in named_modules(top) if (r := get(m)) is not None and not r.eval}
-        if not part.forget(names, paths, free):
+        shrunk = part.forget(names, paths, free) or shrunk
+        if part.is_empty:
             undo(part)
+    return shrunk
