@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import frostline as fl
-from frostline.errors import FrozenStateChanged
+from frostline.errors import FrostlineWarning, FrozenStateChanged
 from tests.freezing.kinds import KINDS, Net, build, step
 
 KIND = "BatchNorm2d"
