@@ -19,6 +19,8 @@ TensorKind = Literal["parameter", "buffer", "attribute"]
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _PEFT_ROOT = ("base_model", "model")
 _ORIGINAL = re.compile(r"original\d*")
+# Nearly no name holds any of these, and one look is much cheaper than taking it apart.
+_SUSPECT = re.compile(r"module|_orig_mod|_wrapped|base_model|base_layer|parametrizations").search
 
 
 def canonical(name: str) -> str:
@@ -34,6 +36,8 @@ def canonical(name: str) -> str:
         >>> canonical("fc.parametrizations.weight.original")
         'fc.weight'
     """
+    if not _SUSPECT(name):
+        return name
     parts = _strip_front([part for part in name.split(".") if part not in _WRAPPERS])
     return ".".join(_strip_inside(parts))
 

@@ -65,10 +65,12 @@ class Selection:
     Attributes:
         modules: the selected modules with their full names, parents first.
         tensors: the selected tensors at each of their places.
+        everything: all tensors of the model at each of their places.
     """
 
     modules: list[tuple[str, nn.Module]]
     tensors: list[NamedTensor]
+    everything: list[NamedTensor]
 
 
 def select(model: nn.Module, selector: Selector = None, exclude: Selector = None) -> Selection:
@@ -96,6 +98,7 @@ def select(model: nn.Module, selector: Selector = None, exclude: Selector = None
     return Selection(
         [(name, module) for name, module in view.modules if id(module) in modules],
         [entry for i, entry in enumerate(view.tensors) if i in tensors],
+        view.tensors,
     )
 
 
