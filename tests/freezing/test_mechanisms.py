@@ -262,7 +262,10 @@ def test_observer() -> None:
 def test_fake_quantize() -> None:
     from torch.ao.quantization import FakeQuantize
 
-    assert holds(FakeQuantize(), X)
+    module = FakeQuantize()
+    module(X)
+    module.scale.fill_(0.5)  # not what its observer would say
+    assert holds(module, X)
 
 
 class Counter(nn.Module):
