@@ -185,8 +185,8 @@ def test_step_hook() -> None:
 def test_step_hook_leaves() -> None:
     _, part = frozen()
     assert before_step in optimizer._global_optimizer_pre_hooks.values()
-    part.undo()
     gc.collect()
+    part.undo()
     # Parts of other tests may be alive still; then it stays.
     watching = before_step in optimizer._global_optimizer_pre_hooks.values()
     assert watching == bool(all_parts())

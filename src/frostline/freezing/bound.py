@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from weakref import ReferenceType, ref
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from frostline._names import join, named_modules, named_tensors
 from frostline._results import Change
@@ -19,7 +20,7 @@ class Bound:
     def __init__(self, model: nn.Module, frozen: Sequence[str], modules: Sequence[str]) -> None:
         wanted, covered = set(frozen), set(modules)
         self._places = [
-            (e.name, ref(e.owner), e.attribute, ref(e.tensor))
+            (e.name, ref(e.owner), e.attribute, _reference(e.owner, e.attribute, e.tensor))
             for e in named_tensors(model)
             if e.kind == "parameter" and e.name in wanted
         ]
@@ -57,9 +58,9 @@ class Bound:
         for i, (name, owner_ref, attribute, tensor_ref) in enumerate(self._places):
             owner = owner_ref()
             now = owner._parameters.get(attribute) if owner is not None else None
-            if now is None or now is tensor_ref():
+            if owner is None or now is None or now is tensor_ref():
                 continue
-            self._places[i] = (name, owner_ref, attribute, ref(now))
+            self._places[i] = (name, owner_ref, attribute, _reference(owner, attribute, now))
             if now.requires_grad:
                 now.requires_grad_(False)
                 now.grad = None
@@ -85,6 +86,29 @@ class Bound:
                 f"out: fl.unfreeze(model, {replaced[0]!r})",
                 [Change(name, "replaced", "drift") for name in replaced],
             )
+
+
+def is_swapped_by_torch(tensor: Tensor) -> bool:
+    """Whether ``Module.to()`` gives the object new content by ``swap_tensors``.
+
+    That is torch's way with wrapper subclasses (quantised weights, DTensor), and it raises where
+    anything refers weakly to them.
+    """
+    return is_traceable_wrapper_subclass(tensor)
+
+
+def _reference(owner: nn.Module, attribute: str, tensor: Tensor) -> Callable[[], Tensor | None]:
+    """What gives ``tensor`` as long as it is alive, without keeping it so."""
+    if not is_swapped_by_torch(tensor):
+        return ref(tensor)
+    place, identity = ref(owner), id(tensor)
+
+    def look_up() -> Tensor | None:
+        module = place()
+        now = module._parameters.get(attribute) if module is not None else None
+        return now if id(now) == identity else None
+
+    return look_up
 
 
 def _is_replaced(parent: nn.Module | None, key: str, child: nn.Module | None) -> bool:

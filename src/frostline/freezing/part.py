@@ -25,7 +25,7 @@ from frostline.freezing import (
     sealing,
     thawing,
 )
-from frostline.freezing.bound import Bound
+from frostline.freezing.bound import Bound, is_swapped_by_torch
 from frostline.freezing.record import Stats
 
 
@@ -171,7 +171,9 @@ class FrozenPart(Result):
         """
         tensors = self.tensors
         self._seal = sealing.take(tensors)
-        self._sealed_objects = {name: ref(tensor) for name, tensor in tensors.items()}
+        self._sealed_objects = {
+            name: ref(tensor) for name, tensor in tensors.items() if not is_swapped_by_torch(tensor)
+        }
 
     def changes(self) -> list[Change]:
         """Compare content, flags and modes with the seal, byte by byte; drift comes first.
