@@ -56,7 +56,6 @@ def test_a_change_with_numbers() -> None:
     ]
 
 
-@pytest.mark.xfail(reason="the name takes 44 columns whatever stands beside it")
 @pytest.mark.parametrize(
     "change",
     [

@@ -74,7 +74,9 @@ class Change:
             parts.append(f"by up to {self.max_abs:.3g}")
         if self.cause != "unknown":
             parts.append(self.cause)
-        return f"{elide(self.name, 44):<44}  " + "  ".join(parts)
+        tail = elide("  ".join(parts), WIDTH - 26)
+        width = min(44, WIDTH - 4 - len(tail))  # indented by two in an alarm
+        return f"{elide(self.name, width):<{width}}  {tail}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, for JSON."""

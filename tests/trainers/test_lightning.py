@@ -110,10 +110,6 @@ def test_held_after_flags(tmp_path: Path) -> None:
     assert part.ok
 
 
-@pytest.mark.xfail(
-    reason="Lightning reads each mode before validation and writes it back: it reads False of what "
-    "is held, and that False counts as asked for"
-)
 def test_the_mode_before_comes_back_after_a_fit(tmp_path: Path) -> None:
     module = Classifier()
     part = fl.freeze(module, "net", exclude="net.fc")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copyreg
+import sys
+from types import FrameType
 from typing import Any
 
 from torch import nn
@@ -40,7 +42,8 @@ class Held(nn.Module):
         if record is None or not record.eval:
             own["training"] = mode
             return
-        own[ASKED] = mode
+        if mode or _through_train():
+            own[ASKED] = mode
         if mode:
             ignored.note(self, "train()")
         live_parts.mode_was_written(self, mode)
@@ -57,6 +60,18 @@ class Held(nn.Module):
         if function is cls:
             return (rebuild_held_by_call, (base_of(cls), *args), *rest)
         return reduced
+
+
+def _through_train() -> bool:
+    """Whether ``train()`` or ``eval()`` writes the mode, and not somebody who read it before.
+
+    Trainers save each mode before a validation and write it back; what they read of a held module
+    is no wish for eval.
+    """
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_name in ("__setattr__", "training"):
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_name == "train"
 
 
 def is_held_class(cls: type) -> bool:
