@@ -161,7 +161,7 @@ ABLATIONS: list[Ablation] = [
     ),
     _ablation(
         "nothing above what trains is held",
-        _skip(planning, "has_trainable", False),
+        _skip(planning, "with_trainable_below", set()),
         "test_nothing_with_something_trainable_below_is_held",
     ),
     _ablation(
@@ -308,7 +308,7 @@ ABLATIONS: list[Ablation] = [
     ),
     _ablation(
         "only readers of training are swapped",
-        _skip(planning, "reads_training", True),
+        _skip(planning, "class_reads", True),
         "test_only_modules_that_read_training_change_their_class",
     ),
     _ablation("released() is verified at its exit", _unverified(), "test_release_is_verified"),

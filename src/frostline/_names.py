@@ -65,7 +65,7 @@ def _strip_inside(parts: list[str]) -> Iterator[str]:
         i += 1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class NamedTensor:
     """A tensor of a model at one of its places.
 
@@ -86,9 +86,49 @@ class NamedTensor:
     attribute: str
 
 
+@dataclass(eq=False, slots=True)
+class Places:
+    """All that hangs in a model, walked once.
+
+    Attributes:
+        modules: canonical name and module for every place; a shared module stands at several.
+        tensors: every tensor at every place.
+    """
+
+    modules: list[tuple[str, nn.Module]]
+    tensors: list[NamedTensor]
+
+
 def join(prefix: str, name: str) -> str:
     """``prefix.name``, without a dot where one of them is empty."""
     return f"{prefix}.{name}" if prefix and name else prefix or name
+
+
+def places(model: nn.Module) -> Places:
+    """Walk ``model``, parents first, in the order of ``named_modules(remove_duplicate=False)``."""
+    found = Places([], [])
+    _walk(model, "", False, found)
+    return found
+
+
+# A path without any of these is canonical as it stands.
+_SPECIAL = frozenset({*_WRAPPERS, "module", _PEFT_ROOT[0], "base_layer", "parametrizations"})
+
+
+def _walk(module: nn.Module, path: str, special: bool, found: Places) -> None:
+    found.modules.append((_canonical_module(path) if special else path, module))
+    for kind, attribute, tensor, persistent in _own_tensors(module):
+        name = join(path, attribute)
+        entry = canonical(name) if special else name
+        found.tensors.append(NamedTensor(entry, tensor, kind, persistent, module, attribute))
+    for key, child in module._modules.items():
+        if child is not None:
+            _walk(child, join(path, key), special or key in _SPECIAL, found)
+
+
+def _canonical_module(name: str) -> str:
+    # Module paths may end in a wrapper component, which `canonical` treats as a tensor's name.
+    return canonical(f"{name}.x")[:-2] if name else ""
 
 
 def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -97,12 +137,15 @@ def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     A wrapper (DDP, a compiled module) has the same canonical name as what it wraps; both are
     listed, the outer one first.
     """
-    return [(_canonical_module(name), module) for name, module in model.named_modules()]
+    return once(places(model).modules)
 
 
-def _canonical_module(name: str) -> str:
-    # Module paths may end in a wrapper component, which `canonical` treats as a tensor's name.
-    return canonical(f"{name}.x")[:-2] if name else ""
+def once(modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+    """Each module under the first of its names."""
+    found: dict[int, tuple[str, nn.Module]] = {}
+    for name, module in modules:
+        found.setdefault(id(module), (name, module))
+    return list(found.values())
 
 
 def named_tensors(model: nn.Module) -> list[NamedTensor]:
@@ -116,12 +159,7 @@ def named_tensors(model: nn.Module) -> list[NamedTensor]:
         >>> [t.name for t in named_tensors(nn.Sequential(nn.Linear(2, 2, bias=False)))]
         ['0.weight']
     """
-    found: list[NamedTensor] = []
-    for path, module in model.named_modules(remove_duplicate=False):
-        for kind, attribute, tensor, persistent in _own_tensors(module):
-            name = canonical(join(path, attribute))
-            found.append(NamedTensor(name, tensor, kind, persistent, module, attribute))
-    return found
+    return places(model).tensors
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[TensorKind, str, Tensor, bool]]:
@@ -169,8 +207,10 @@ def byte_range(tensor: Tensor) -> tuple[str, int, int] | None:
         return None
     if tensor.layout is not torch.strided:
         return None
-    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
     start = tensor.data_ptr()
+    if tensor.is_contiguous():
+        return str(tensor.device), start, start + tensor.nbytes
+    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
     return str(tensor.device), start, start + (reach + 1) * tensor.element_size()
 
 
@@ -184,6 +224,8 @@ def overlapping(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> list
         >>> overlapping({"a": flat[:5]}, {"b": flat[4:], "c": flat[5:]})
         [('a', 'b')]
     """
+    if not left or not right:
+        return []
     spans = sorted(
         (
             _Span(*span, side, name, tensor)
@@ -205,7 +247,7 @@ def overlapping(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> list
     return pairs
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class _Span:
     """The bytes of a tensor, and on which side of a comparison it stands."""
 

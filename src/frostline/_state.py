@@ -6,6 +6,7 @@ Every feature that runs somebody's model does so inside :func:`restoring`.
 from __future__ import annotations
 
 import copy
+import gc
 import random
 import sys
 from collections.abc import Iterator
@@ -122,6 +123,21 @@ class _OptimizerState:
 
 def _shallow(value: Any) -> Any:
     return list(value) if isinstance(value, list) else value
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Keep the garbage collector away from a stretch that makes many objects and keeps most.
+
+    A collection walks the whole heap, torch's half million objects included, and finds nothing.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor, nn
 
-from frostline._names import NamedTensor, canonical, named_modules, named_tensors
+from frostline._names import NamedTensor, Places, once, places
 from frostline.errors import SelectionError
 
 
@@ -65,12 +65,12 @@ class Selection:
     Attributes:
         modules: the selected modules with their full names, parents first.
         tensors: the selected tensors at each of their places.
-        everything: all tensors of the model at each of their places.
+        everything: all that hangs in the model.
     """
 
     modules: list[tuple[str, nn.Module]]
     tensors: list[NamedTensor]
-    everything: list[NamedTensor]
+    everything: Places
 
 
 def select(model: nn.Module, selector: Selector = None, exclude: Selector = None) -> Selection:
@@ -98,7 +98,7 @@ def select(model: nn.Module, selector: Selector = None, exclude: Selector = None
     return Selection(
         [(name, module) for name, module in view.modules if id(module) in modules],
         [entry for i, entry in enumerate(view.tensors) if i in tensors],
-        view.tensors,
+        view.everything,
     )
 
 
@@ -156,12 +156,9 @@ class _View:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.modules = named_modules(model)
-        self.tensors = named_tensors(model)
-        self.paths = [
-            (canonical(f"{path}.x")[:-2] if path else "", module)
-            for path, module in model.named_modules(remove_duplicate=False)
-        ]
+        self.everything = places(model)
+        self.paths, self.tensors = self.everything.modules, self.everything.tensors
+        self.modules = once(self.paths)
 
     def find(self, selector: Selector) -> tuple[set[int], set[int]]:
         """Ids of the selected modules, indices of the selected tensors."""
@@ -240,8 +237,12 @@ class _View:
                 f"{len(missing)} names of the manifest are not in this "
                 f"{type(self.model).__name__}, the first: {missing[0]!r}. Is it another model?"
             )
-        modules = {id(module) for name, module in self.paths if name in wanted_modules}
-        return modules, {i for i, e in enumerate(self.tensors) if e.name in wanted_tensors}
+        tensors = {i for i, e in enumerate(self.tensors) if e.name in wanted_tensors}
+        if wanted_modules:
+            return {id(m) for name, m in self.paths if name in wanted_modules}, tensors
+        # Tensors alone: the modules that they make up, with what has no tensors below those.
+        inside = {id(self.tensors[i].tensor) for i in tensors}
+        return self._made_up_of(lambda tensor: id(tensor) in inside, buffers=True), tensors
 
     def _flagged(self) -> tuple[set[int], set[int]]:
         modules = self._made_up_of(lambda tensor: not tensor.requires_grad, buffers=False)

@@ -322,7 +322,7 @@ def test_an_interrupt_in_the_middle_rolls_back_exactly(monkeypatch: pytest.Monke
     optimizer = adam(model)
     real = held_class.swap_in
 
-    def failing(name: str, module: nn.Module) -> None:
+    def failing(name: str, module: nn.Module, watched: bool = False) -> None:
         if next(calls) == 1:
             raise KeyboardInterrupt
         real(name, module)

@@ -7,3 +7,4 @@ from frostline.freezing.machinery import rebuild_held as rebuild_held
 from frostline.freezing.machinery import rebuild_held_by_call as rebuild_held_by_call
 from frostline.freezing.part import FrozenPart as FrozenPart
 from frostline.freezing.thawing import unfreeze as unfreeze
+from frostline.freezing.watching import rebuild_watched as rebuild_watched

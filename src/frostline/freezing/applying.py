@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import secrets
 import warnings
-from dataclasses import replace
 from typing import Literal
 
 from torch import nn
 from torch.optim import Optimizer
 
+from frostline._names import Places
+from frostline._state import collector_paused
 from frostline.errors import FreezeError, FrostlineWarning, FrozenStateChanged
 from frostline.freezing import arguments, held_class, optimizers
+from frostline.freezing.machinery import Held
 from frostline.freezing.part import FrozenPart, Terms
 from frostline.freezing.planning import Plan, make_plan, refuse_toggling_under_ddp, unwrapped
 from frostline.freezing.record import PARTS, WATCH, Hold, Record, Slot, Stats, get, put
@@ -82,21 +84,22 @@ def freeze(
     given, model = model, unwrapped(model)
     if isinstance(select, Manifest) and select.switches is not None:
         params, stats, mode = arguments.switches_of(select, params, stats, mode)
-    selection = choose(model, select, exclude)
-    plan = make_plan(selection, params, stats, mode)
-    refuse_toggling_under_ddp(given, plan.parameters)
-    _refuse_an_empty_optimizer(plan, optimizer)
-    terms = _terms(selection, plan, (_text(select), exclude), params, stats, mode)
-    part = FrozenPart(model, terms)
-    try:
-        _apply(model, plan, part, terms, optimizer)
-        if seal and not any(entry.tensor.is_meta for entry in plan.tensors):
-            part.seal()
-        if isinstance(select, Manifest):
-            _verify(part, select)
-    except BaseException:
-        part.undo()
-        raise
+    with collector_paused():
+        selection = choose(model, select, exclude)
+        plan = make_plan(model, selection, params, stats, mode)
+        refuse_toggling_under_ddp(given, plan.parameters)
+        _refuse_an_empty_optimizer(plan, optimizer)
+        terms = _terms(selection, plan, (_text(select), exclude), params, stats, mode)
+        part = FrozenPart(model, terms)
+        try:
+            _apply(model, plan, part, selection.everything, optimizer)
+            if seal and not any(entry.tensor.is_meta for entry in plan.tensors):
+                part.seal()
+            if isinstance(select, Manifest):
+                _verify(part, select)
+        except BaseException:
+            part.undo()
+            raise
     for warning in plan.warnings:
         warnings.warn(warning, FrostlineWarning, stacklevel=2)
     return part
@@ -123,7 +126,7 @@ def _terms(
         held=[hold.name for hold in plan.holds if hold.eval],
         tensors=members,
         frozen=[entry.name for entry in plan.parameters],
-        others=[e.name for e in selection.everything if e.name not in covered],
+        others=[e.name for e in selection.everything.tensors if e.name not in covered],
         notes=list(plan.notes),
     )
 
@@ -135,42 +138,67 @@ def _text(select: Selector) -> str:
 
 
 def _apply(
-    model: nn.Module, plan: Plan, part: FrozenPart, terms: Terms, optimizer: Optimizer | None
+    model: nn.Module, plan: Plan, part: FrozenPart, everything: Places, optimizer: Optimizer | None
 ) -> None:
     vars(model)[PARTS] = (*vars(model).get(PARTS, ()), part)
-    _fill_slots(model, plan, terms.part)
-    frozen = list({id(e.tensor): e.tensor for e in plan.parameters}.values())
-    optimizers.set_aside(frozen, optimizer)  # type: ignore[arg-type]
+    slots = _slots(everything, plan, part.id)
+    # Records are equal for most modules, and nobody writes to one: a few objects serve thousands.
+    shared: dict[tuple[Hold, tuple[Slot, ...]], Record] = {}
     for planned in plan.holds:
-        record = get(planned.module) or Record()
-        hold = Hold(terms.part, planned.eval, planned.stats)
+        module = planned.module
+        watched = planned.watch and not isinstance(module, Held)
         if planned.machinery:
-            held_class.swap_in(planned.name, planned.module)
-        put(planned.module, replace(record, holds=(*record.holds, hold)))
-        if planned.watch:
-            vars(planned.module)[WATCH] = planned.name
-    part.bind()
+            held_class.swap_in(planned.name, module, watched)
+        if watched:
+            vars(module)[WATCH] = planned.name
+        hold = Hold(part.id, planned.eval, planned.stats)
+        its_slots = slots.pop(id(module), (module, ()))[1]
+        old = get(module)
+        if old is None:
+            put(module, shared.setdefault((hold, its_slots), Record((hold,), its_slots)))
+        else:
+            put(module, _joined(old, (hold,), its_slots))
+    # What is left are parameters that were selected without their module.
+    for owner, its_slots in slots.values():
+        put(owner, _joined(get(owner) or Record(), (), its_slots))
+    # The records are complete, so that an undo finds every flag, whatever happens from here on.
+    frozen = [parameter for parameter, _ in part.bind(everything).flags_before()]
+    optimizers.set_aside(frozen, optimizer)
+    for parameter in frozen:
+        parameter.requires_grad_(False)
     optimizers.watch_steps()
 
 
-def _fill_slots(model: nn.Module, plan: Plan, part: str) -> None:
-    """Note in every owner's record that its parameters are frozen, and what their flags were."""
-    # A tied tensor may be frozen already at another place: then its flag today is not its own.
-    priors = {
-        id(module._parameters.get(slot.name)): slot.prior
-        for module in model.modules()
+def _joined(record: Record, holds: tuple[Hold, ...], slots: tuple[Slot, ...]) -> Record:
+    fresh = {slot.name for slot in slots}
+    kept = [slot for slot in record.slots if slot.name not in fresh]
+    return Record((*record.holds, *holds), (*kept, *slots), record.was_training)
+
+
+def _slots(
+    everything: Places, plan: Plan, part: str
+) -> dict[int, tuple[nn.Module, tuple[Slot, ...]]]:
+    """For each owner (by id) the slots of its frozen parameters, with what their flags were."""
+    old = {
+        (id(module), slot.name): slot
+        for _, module in everything.modules
         if (record := get(module)) is not None
         for slot in record.slots
     }
+    # A tied tensor may be frozen already at another place: then its flag today is not its own.
+    priors = {
+        id(entry.tensor): old[id(entry.owner), entry.attribute].prior
+        for entry in (everything.tensors if old else ())
+        if (id(entry.owner), entry.attribute) in old
+    }
+    found: dict[int, tuple[nn.Module, dict[str, Slot]]] = {}
     for entry in plan.parameters:
-        record = get(entry.owner) or Record()
-        slots = {slot.name: slot for slot in record.slots}
-        old = slots.get(entry.attribute)
         prior = priors.get(id(entry.tensor), entry.tensor.requires_grad)
-        parts = (*old.parts, part) if old is not None else (part,)
-        if part not in (old.parts if old is not None else ()):
-            slots[entry.attribute] = Slot(entry.attribute, prior, parts)
-        put(entry.owner, replace(record, slots=tuple(slots.values())))
+        before = old.get((id(entry.owner), entry.attribute))
+        parts = (part,) if before is None else (*before.parts, part)
+        mine = found.setdefault(id(entry.owner), (entry.owner, {}))[1]
+        mine[entry.attribute] = Slot(entry.attribute, prior, parts)
+    return {key: (owner, tuple(slots.values())) for key, (owner, slots) in found.items()}
 
 
 def _refuse_an_empty_optimizer(plan: Plan, optimizer: Optimizer | None) -> None:

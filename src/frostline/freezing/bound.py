@@ -3,40 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from weakref import ReferenceType, ref
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from frostline._names import join, named_modules, named_tensors
+from frostline._names import NamedTensor, Places, join
 from frostline._results import Change
 from frostline.errors import FrozenStateChanged
 from frostline.freezing import record
 
 
+@dataclass(eq=False, slots=True)
+class _Place:
+    """Where a frozen parameter hangs, which object that was, and its flag before."""
+
+    name: str
+    owner: ReferenceType[nn.Module]
+    attribute: str
+    tensor: Callable[[], Tensor | None]
+    prior: bool
+
+
 class Bound:
     """Weak references to the frozen parameters and the covered modules of one model."""
 
-    def __init__(self, model: nn.Module, frozen: Sequence[str], modules: Sequence[str]) -> None:
+    def __init__(self, everything: Places, frozen: Sequence[str], modules: Sequence[str]) -> None:
         wanted, covered = set(frozen), set(modules)
         self._places = [
-            (e.name, ref(e.owner), e.attribute, _reference(e.owner, e.attribute, e.tensor))
-            for e in named_tensors(model)
+            _Place(
+                e.name,
+                ref(e.owner),
+                e.attribute,
+                _reference(e.owner, e.attribute, e.tensor),
+                _prior(e),
+            )
+            for e in everything.tensors
             if e.kind == "parameter" and e.name in wanted
         ]
-        self._children: list[
-            tuple[str, ReferenceType[nn.Module], str, ReferenceType[nn.Module]]
-        ] = []
-        held: nn.Module | None = None
-        for name, parent in named_modules(model):
-            for key, child in parent._modules.items():
-                full = join(name, key)
-                if child is not None and full in covered:
-                    self._children.append((full, ref(parent), key, ref(child)))
-            mine = record.get(parent)
-            if held is None and name in covered and mine is not None and mine.eval:
-                held = parent
-        self._sentinel = ref(held) if held is not None else None
+        self._children = [
+            (full, ref(parent), key, ref(child))
+            for name, parent in everything.modules
+            for key, child in parent._modules.items()
+            if child is not None and (full := join(name, key)) in covered
+        ]
+        held = (m for name, m in everything.modules if name in covered and record.is_held(m))
+        sentinel = next(held, None)
+        self._sentinel = ref(sentinel) if sentinel is not None else None
 
     @property
     def sentinel(self) -> nn.Module | None:
@@ -45,8 +59,12 @@ class Bound:
 
     def parameters(self) -> list[nn.Parameter]:
         """The frozen parameters that are alive."""
-        found = (reference() for _, _, _, reference in self._places)
-        return [p for p in found if isinstance(p, nn.Parameter)]
+        return [parameter for parameter, _ in self.flags_before()]
+
+    def flags_before(self) -> list[tuple[nn.Parameter, bool]]:
+        """The same, each with its ``requires_grad`` before it was frozen."""
+        found = ((place.tensor(), place.prior) for place in self._places)
+        return [(p, prior) for p, prior in found if isinstance(p, nn.Parameter)]
 
     def freeze_again(self) -> list[str]:
         """Freeze trainable parameters that stand where frozen ones stood; their names.
@@ -55,16 +73,16 @@ class Bound:
         named by ``changes()``.
         """
         again: list[str] = []
-        for i, (name, owner_ref, attribute, tensor_ref) in enumerate(self._places):
-            owner = owner_ref()
-            now = owner._parameters.get(attribute) if owner is not None else None
-            if owner is None or now is None or now is tensor_ref():
+        for place in self._places:
+            owner = place.owner()
+            now = owner._parameters.get(place.attribute) if owner is not None else None
+            if owner is None or now is None or now is place.tensor():
                 continue
-            self._places[i] = (name, owner_ref, attribute, _reference(owner, attribute, now))
+            place.tensor = _reference(owner, place.attribute, now)
             if now.requires_grad:
                 now.requires_grad_(False)
                 now.grad = None
-                again.append(name)
+                again.append(place.name)
         return again
 
     def refuse_replaced_modules(self, text: str) -> None:
@@ -109,6 +127,12 @@ def _reference(owner: nn.Module, attribute: str, tensor: Tensor) -> Callable[[],
         return now if id(now) == identity else None
 
     return look_up
+
+
+def _prior(entry: NamedTensor) -> bool:
+    mine = record.get(entry.owner)
+    slots = mine.slots if mine is not None else ()
+    return any(slot.prior for slot in slots if slot.name == entry.attribute)
 
 
 def _is_replaced(parent: nn.Module | None, key: str, child: nn.Module | None) -> bool:

@@ -18,31 +18,33 @@ from torch import nn
 from frostline.errors import FreezeError
 from frostline.freezing import holders
 from frostline.freezing.machinery import _BASE, Held, base_of, is_held_class
+from frostline.freezing.watching import Watched
 
 _lock = threading.Lock()
 
 
-def held_class(base: type[nn.Module]) -> type[nn.Module]:
-    """The held class of ``base``, made at the first request.
+def held_class(base: type[nn.Module], watched: bool = False) -> type[nn.Module]:
+    """The held class of ``base``, or the one that compares its first forward; made once.
 
     Found through ``base.__subclasses__()``, which is weak: a cache would keep classes alive that
     belong to one instance, and a fresh class per freeze would make ``torch.compile`` recompile.
     """
     with _lock:
         for subclass in type.__subclasses__(base):
-            if is_held_class(subclass) and base_of(subclass) is base:
+            ours = is_held_class(subclass) and base_of(subclass) is base
+            if ours and issubclass(subclass, Watched) == watched:
                 return subclass
-        return _make(base)
+        return _make(base, Watched if watched else holders.registered(base) or Held)
 
 
-def _make(base: type[nn.Module]) -> type[nn.Module]:
+def _make(base: type[nn.Module], machinery: type[Held]) -> type[nn.Module]:
     body = {
         _BASE: base,
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
     }
-    return _born(base, (*_layout(base), holders.machinery_for(base), base), body)
+    return _born(base, (*_layout(base), machinery, base), body)
 
 
 def _born(base: type[nn.Module], bases: tuple[type, ...], body: dict[str, Any]) -> type[nn.Module]:
@@ -72,8 +74,10 @@ def _layout(base: type[nn.Module]) -> tuple[type, ...]:
     return (_born(base, (first, nn.Module), body),)
 
 
-def swap_in(name: str, module: nn.Module) -> None:
+def swap_in(name: str, module: nn.Module, watched: bool = False) -> None:
     """Put the held class into the class of ``module``, at its place.
+
+    A class that somebody else made for the object is not watched.
 
     Raises:
         FreezeError: if Python refuses to change the class of the object.
@@ -85,7 +89,7 @@ def swap_in(name: str, module: nn.Module) -> None:
         _rebase(cls)
         return
     try:
-        module.__class__ = held_class(cls)
+        module.__class__ = held_class(cls, watched)
     except TypeError as error:
         raise FreezeError(
             f"{name or 'the model itself'} ({cls.__name__}) cannot be held: {error}. Leave it out: "
@@ -125,6 +129,14 @@ def _rebase(cls: type[nn.Module]) -> None:
         return
     bases[-1] = held_class(own)
     cls.__bases__ = tuple(bases)
+
+
+_RARE = (torch.jit.ScriptModule, nn.modules.lazy.LazyModuleMixin)
+
+
+def is_rare(cls: type) -> bool:
+    """Whether objects of ``cls`` may be such that they cannot be held."""
+    return issubclass(cls, _RARE)
 
 
 def cannot_be_held(module: nn.Module) -> str | None:

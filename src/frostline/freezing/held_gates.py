@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from frostline.freezing.machinery import Held
-from frostline.freezing.record import ASKED, get, is_held
+from frostline.freezing.record import EVAL, RECORD, asked_modes, get, is_held
 
 _KERNEL_TRAINS = "_frostline_kernel_trains"
 _GATE = "_frostline_checkpoint_gate"
@@ -95,8 +95,7 @@ class HeldCheckpointing(Held):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         own = self.__dict__
-        record = get(self)
-        asked = record is not None and record.eval and own.get(ASKED, record.was_training)
+        asked = EVAL in own and asked_modes(self, own[RECORD])[0]
         if not asked or not self.gradient_checkpointing:
             return super().__call__(*args, **kwargs)
         own[_GATE] = True

@@ -8,7 +8,7 @@ from torch import Tensor
 from frostline.errors import FrostlineWarning
 from frostline.freezing import ignored
 from frostline.freezing.machinery import Held
-from frostline.freezing.record import RECORD, get
+from frostline.freezing.record import BATCH, EVAL
 
 
 class HeldNorm(Held):
@@ -17,9 +17,8 @@ class HeldNorm(Held):
     @property
     def track_running_stats(self) -> bool:
         own = self.__dict__
-        record = own.get(RECORD)
         # In training, "does not track" is torch's own way to say: the batch, and write nothing.
-        if record is not None and record.batch_stats and own["training"]:
+        if BATCH in own and own["training"]:
             return False
         if "track_running_stats" not in own:
             raise AttributeError("track_running_stats")
@@ -30,8 +29,7 @@ class HeldNorm(Held):
         self.__dict__["track_running_stats"] = value
 
     def reset_running_stats(self) -> None:
-        record = get(self)
-        if record is None or not (record.eval or record.batch_stats):
+        if EVAL not in self.__dict__ and BATCH not in self.__dict__:
             super().reset_running_stats()  # type: ignore[misc]
             return
         first = ignored.note(self, "reset_running_stats()")
@@ -53,8 +51,7 @@ class HeldInstanceNorm(HeldNorm):
     eps: float
 
     def _apply_instance_norm(self, input: Tensor) -> Tensor:
-        record = get(self)
-        if record is None or not record.batch_stats or not self.training:
+        if BATCH not in self.__dict__ or not self.training:
             return super()._apply_instance_norm(input)  # type: ignore[misc, no-any-return]
         return F.instance_norm(
             input,

@@ -16,7 +16,6 @@ from frostline.freezing.held_norms import HeldInstanceNorm, HeldNorm
 from frostline.freezing.held_observers import HeldFakeQuantize, HeldObserver
 from frostline.freezing.machinery import Held
 from frostline.freezing.record import is_held
-from frostline.freezing.watching import Watched
 
 _NN = "torch.nn.modules."
 _AO = "torch.ao.quantization."
@@ -40,14 +39,6 @@ _HOLDERS: dict[str, type[Held]] = {
 def full_name(cls: type) -> str:
     """Module and qualified name of a class."""
     return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def machinery_for(base: type[nn.Module]) -> type[Held]:
-    """The machinery for ``base``: the registered one, or one that compares its first forward."""
-    known = registered(base)
-    if known is not None:
-        return known
-    return Held if base.__module__.startswith("torch.nn.") else Watched
 
 
 def registered(cls: type[nn.Module]) -> type[Held] | None:

@@ -37,6 +37,9 @@ class LivePart(Protocol):
     def is_empty(self) -> bool:
         """Whether nothing is left of it."""
 
+    def flags_before(self) -> list[tuple[nn.Parameter, bool]]:
+        """The parameters that the part covers now, with their flags before."""
+
     def frozen_parameters(self) -> list[nn.Parameter]:
         """The parameters that the part covers now."""
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from frostline.freezing import ignored, live_parts
-from frostline.freezing.record import ASKED, RECORD
+from frostline.freezing.record import ASKED, EVAL, RECORD, asked_modes
 
 _BASE = "_frostline_base"
 
@@ -28,8 +28,7 @@ class Held(nn.Module):
     @property
     def training(self) -> bool:
         own = self.__dict__
-        record = own.get(RECORD)
-        if record is not None and record.eval:
+        if EVAL in own:
             return False
         if "training" not in own:
             raise AttributeError("training")
@@ -38,12 +37,14 @@ class Held(nn.Module):
     @training.setter
     def training(self, mode: bool) -> None:
         own = self.__dict__
-        record = own.get(RECORD)
-        if record is None or not record.eval:
+        if EVAL not in own:
             own["training"] = mode
             return
-        if mode or _through_train():
-            own[ASKED] = mode
+        asked, before = asked_modes(self, own[RECORD])
+        # Trainers save each mode before a validation and write it back after it. What they read
+        # of a held module was False: no wish for eval, but for what was there before.
+        wish = mode or _through_train()
+        own[ASKED] = (mode, asked) if wish else (before, before)
         if mode:
             ignored.note(self, "train()")
         live_parts.mode_was_written(self, mode)
@@ -63,11 +64,7 @@ class Held(nn.Module):
 
 
 def _through_train() -> bool:
-    """Whether ``train()`` or ``eval()`` writes the mode, and not somebody who read it before.
-
-    Trainers save each mode before a validation and write it back; what they read of a held module
-    is no wish for eval.
-    """
+    """Whether ``train()`` or ``eval()`` writes the mode, and not an assignment from elsewhere."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code.co_name in ("__setattr__", "training"):
         frame = frame.f_back

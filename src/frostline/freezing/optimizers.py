@@ -86,7 +86,6 @@ def refuse_lbfgs(optimizer: Optimizer, frozen: Iterable[int]) -> None:
 class _Taken:
     """What a freeze took away from one parameter."""
 
-    flag: bool = False
     gradient: Tensor | None = None
     states: list[tuple[ReferenceType[Optimizer], Any]] = field(default_factory=list)
 
@@ -97,34 +96,30 @@ _aside: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def set_aside(parameters: Iterable[nn.Parameter], optimizer: Optimizer | None) -> None:
-    """Take flag and ``.grad`` of these parameters, and what ``optimizer`` keeps for them."""
+    """Take ``.grad`` of these parameters, and what ``optimizer`` keeps for them."""
+    states = optimizer.state if optimizer is not None else {}
     for parameter in parameters:
-        taken = _aside.get(parameter) or _Taken()
-        taken.flag = taken.flag or parameter.requires_grad
-        parameter.requires_grad_(False)
+        if parameter.grad is None and parameter not in states:
+            continue
+        taken = _aside.setdefault(parameter, _Taken())
         if parameter.grad is not None:
             taken.gradient, parameter.grad = parameter.grad, None
-        if optimizer is not None and parameter in optimizer.state:
-            taken.states.append((ref(optimizer), optimizer.state.pop(parameter)))
-        if taken.flag or taken.gradient is not None or taken.states:
-            _aside[parameter] = taken
+        if optimizer is not None and parameter in states:
+            taken.states.append((ref(optimizer), states.pop(parameter)))
 
 
-def bring_back(parameters: Iterable[nn.Parameter]) -> None:
-    """Give back what was taken of these parameters, unless something newer is there."""
-    for parameter in parameters:
-        taken = _aside.pop(parameter, None)
-        if taken is None:
-            continue
-        if taken.flag:
-            parameter.requires_grad_(True)
-        gradient = taken.gradient
-        if gradient is not None and parameter.grad is None and gradient.shape == parameter.shape:
-            parameter.grad = gradient.to(parameter.device, parameter.dtype)
-        for reference, state in taken.states:
-            optimizer = reference()
-            if optimizer is not None and parameter not in optimizer.state:
-                optimizer.state[parameter] = state
+def bring_back(parameter: nn.Parameter) -> None:
+    """Give back what was taken of ``parameter``, unless something newer is there."""
+    taken = _aside.pop(parameter, None)
+    if taken is None:
+        return
+    gradient = taken.gradient
+    if gradient is not None and parameter.grad is None and gradient.shape == parameter.shape:
+        parameter.grad = gradient.to(parameter.device, parameter.dtype)
+    for reference, state in taken.states:
+        optimizer = reference()
+        if optimizer is not None and parameter not in optimizer.state:
+            optimizer.state[parameter] = state
 
 
 def forget(parameters: Iterable[nn.Parameter]) -> None:

@@ -12,7 +12,7 @@ from weakref import ReferenceType, ref
 
 from torch import Tensor, nn
 
-from frostline._names import named_modules, named_tensors
+from frostline._names import Places, named_modules, named_tensors, places
 from frostline._results import Change, Result
 from frostline.errors import FreezeError, FrozenStateChanged, ModelGone
 from frostline.freezing import (
@@ -268,6 +268,10 @@ class FrozenPart(Result):
         """The parameters that the part covers now."""
         return [] if self._root() is None else self._bind().parameters()
 
+    def flags_before(self) -> list[tuple[nn.Parameter, bool]]:
+        """The same, each with its ``requires_grad`` before it was frozen."""
+        return [] if self._root() is None else self._bind().flags_before()
+
     def look_after(self, about_to_train: bool) -> None:
         """Freeze again what a loader made trainable; raise if a module was replaced."""
         if self._root() is None:
@@ -301,9 +305,10 @@ class FrozenPart(Result):
         """Whether nothing is left of it."""
         return not (self._terms.tensors or self._terms.modules)
 
-    def bind(self) -> Bound:
+    def bind(self, everything: Places | None = None) -> Bound:
         """Note which objects stand at the names of the part: others in their place are seen."""
-        self._bound = Bound(self.model, self._terms.frozen, self._terms.modules)
+        found = everything or places(self.model)
+        self._bound = Bound(found, self._terms.frozen, self._terms.modules)
         return self._bound
 
     def _bind(self) -> Bound:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from frostline._names import NamedTensor, aliases, overlapping
 from frostline.errors import FreezeError, SelectionError
 from frostline.freezing import held_class, holders, telling
-from frostline.freezing.reads_training import reads_training
+from frostline.freezing.reads_training import class_reads, hooks_read
 from frostline.freezing.record import Stats
 from frostline.selection import Selection
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class PlannedHold:
     """How one module will be held.
 
@@ -57,7 +57,9 @@ class Plan:
     warnings: list[str] = field(default_factory=list)
 
 
-def make_plan(selection: Selection, params: bool, stats: Stats, mode: str) -> Plan:
+def make_plan(
+    model: nn.Module, selection: Selection, params: bool, stats: Stats, mode: str
+) -> Plan:
     """Decide what happens to each selected module and tensor.
 
     Raises:
@@ -66,45 +68,87 @@ def make_plan(selection: Selection, params: bool, stats: Stats, mode: str) -> Pl
     """
     _refuse_what_cannot_be_held(selection)
     parameters = [t for t in selection.tensors if t.kind == "parameter"] if params else []
-    _refuse_half_of_a_tied_tensor(selection.everything, parameters)
-    frozen = {id(entry.tensor) for entry in parameters}
-    holds = [_plan_hold(name, m, frozen, stats, mode) for name, m in selection.modules]
+    _refuse_half_of_a_tied_tensor(selection.everything.tensors, parameters)
+    trainable = with_trainable_below(model, {id(entry.tensor) for entry in parameters})
+    stateful = {id(e.owner) for e in selection.tensors if e.kind != "parameter"}
+    kinds: dict[type, _Kind] = {}
+    holds = [
+        _plan_hold(name, module, _kind(module, kinds), id(module) in trainable, stats, mode)
+        for name, module in selection.modules
+    ]
+    for hold in holds:
+        hold.watch = hold.watch and id(hold.module) in stateful
+        hold.machinery = hold.machinery or hold.watch
     plan = Plan(holds, parameters, _members(selection, holds, params, stats))
     telling.tell(plan)
     return plan
 
 
+class _Kind(NamedTuple):
+    """What is true of all modules of a class, found once a plan.
+
+    Attributes:
+        reads: its code looks at ``training``.
+        known: it has machinery of its own.
+        trusted: it is known to write to itself in no other way.
+        keeps_its_class: its objects must not be swapped.
+    """
+
+    reads: bool
+    known: bool
+    trusted: bool
+    keeps_its_class: bool
+
+
+def _kind(module: nn.Module, kinds: dict[type, _Kind]) -> _Kind:
+    cls = type(module)
+    if cls not in kinds:
+        known = holders.registered(cls) is not None
+        trusted = known or cls.__module__.startswith("torch.nn.")
+        keeps = held_class.keeps_its_class(module)
+        kinds[cls] = _Kind(class_reads(cls), known, trusted, keeps)
+    return kinds[cls]
+
+
 def _plan_hold(
-    name: str, module: nn.Module, frozen: set[int], stats: Stats, mode: str
+    name: str, module: nn.Module, kind: _Kind, trainable: bool, stats: Stats, mode: str
 ) -> PlannedHold:
     if tracks_statistics(module):
         _refuse_batch_statistics(name, module, stats)
-        swap = stats != "update" and not held_class.keeps_its_class(module)
+        swap = stats != "update" and not kind.keeps_its_class
         return PlannedHold(name, module, stats == "hold", stats, swap, False)
-    trainable = has_trainable(module, frozen)
-    may_hold = not held_class.keeps_its_class(module) and not trainable
-    reads = reads_training(module)
+    may_hold = not (kind.keeps_its_class or trainable)
+    reads = kind.reads or hooks_read(module)
     follows = mode == "follow" and not holders.writes_to_itself(module)
-    known = holders.registered(type(module)) is not None
-    watch = may_hold and not known and _owns_state(module)
-    eval_ = may_hold and not follows and (reads or holders.needs_machinery(module))
+    eval_ = may_hold and not follows and (reads or (kind.known and holders.needs_machinery(module)))
     mixed = trainable and reads and not follows
-    return PlannedHold(name, module, eval_, None, eval_ or watch, watch, mixed)
+    watch = may_hold and not kind.trusted
+    return PlannedHold(name, module, eval_, None, eval_, watch, mixed)
 
 
-def has_trainable(module: nn.Module, frozen: set[int]) -> bool:
-    """Whether anything at or below ``module`` stays trainable when ``frozen`` (ids) is frozen."""
-    return any(p.requires_grad and id(p) not in frozen for p in module.parameters())
+def with_trainable_below(model: nn.Module, frozen: set[int]) -> set[int]:
+    """Ids of the modules that keep something trainable at or below them.
+
+    Args:
+        model: the root.
+        frozen: ids of the parameters that count as frozen whatever their flag.
+    """
+    answers: dict[int, bool] = {}
+
+    def visit(module: nn.Module) -> bool:
+        if id(module) not in answers:
+            below = [visit(child) for child in module._modules.values() if child is not None]
+            own = [p for p in module._parameters.values() if p is not None and p.requires_grad]
+            answers[id(module)] = True in below or any(id(p) not in frozen for p in own)
+        return answers[id(module)]
+
+    visit(model)
+    return {key for key, answer in answers.items() if answer}
 
 
 def tracks_statistics(module: nn.Module) -> bool:
     """Whether ``module`` is a normalisation layer with running statistics."""
     return module._buffers.get("running_mean") is not None and "running_var" in module._buffers
-
-
-def _owns_state(module: nn.Module) -> bool:
-    buffers = any(buffer is not None for buffer in module._buffers.values())
-    return buffers or any(isinstance(value, torch.Tensor) for value in vars(module).values())
 
 
 def _members(
@@ -120,7 +164,8 @@ def _members(
 
 
 def _refuse_what_cannot_be_held(selection: Selection) -> None:
-    for name, module in selection.modules:
+    rare = {cls for cls in {type(m) for _, m in selection.modules} if held_class.is_rare(cls)}
+    for name, module in selection.modules if rare else ():
         why = held_class.cannot_be_held(module)
         if why is not None:
             raise FreezeError(
@@ -191,7 +236,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def _refuse_batch_statistics(name: str, module: nn.Module, stats: Stats) -> None:
     known = isinstance(module, nn.modules.batchnorm._NormBase)
-    if stats == "batch" and not known and reads_training(module):
+    if stats == "batch" and not known and class_reads(type(module)):
         raise FreezeError(
             f'{name} ({type(module).__name__}) cannot be frozen with stats="batch": it is no torch '
             'norm, and how it computes batch statistics is not known. Use stats="hold" or "update"'

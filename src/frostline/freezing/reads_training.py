@@ -11,23 +11,26 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 
-def reads_training(module: nn.Module) -> bool:
-    """Whether the class of ``module``, or a forward hook on it, looks at ``training``.
+def hooks_read(module: nn.Module) -> bool:
+    """Whether a forward hook on ``module``, or a forward of its own, looks at ``training``.
 
-    By bytecode: any name or string constant ``training`` in a method of the class below
-    ``nn.Module``, in an instance's own ``forward``, or in a hook (the old ``spectral_norm`` asks
-    its module there).
+    The old ``spectral_norm`` asks its module there.
     """
-    own = [vars(module)["forward"]] if "forward" in vars(module) else []
-    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values(), *own]
-    return _class_reads(type(module)) or any(_callable_reads(hook) for hook in hooks)
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    if "forward" in module.__dict__:
+        hooks.append(module.__dict__["forward"])
+    return any(_callable_reads(hook) for hook in hooks)
 
 
 # Weak: some libraries make a class for each instance, and a cache must not keep those alive.
 _answers: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
 
 
-def _class_reads(cls: type) -> bool:
+def class_reads(cls: type) -> bool:
+    """Whether the code of ``cls`` below ``nn.Module`` looks at ``training``, by its bytecode.
+
+    That is: any name or string constant ``training`` in one of its methods.
+    """
     answer = _answers.get(cls)
     if answer is None:
         _answers[cls] = False  # a callable object that refers to its own class ends the walk here
@@ -53,7 +56,7 @@ def _callable_reads(member: Any) -> bool:
     code = getattr(member, "__code__", None)
     if isinstance(code, CodeType):
         return _mentions(code) or _wraps_a_reader(member)
-    return _is_callable_object(member) and _class_reads(type(member))
+    return _is_callable_object(member) and class_reads(type(member))
 
 
 def _wraps_a_reader(function: Callable[..., Any]) -> bool:

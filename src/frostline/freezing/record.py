@@ -8,15 +8,19 @@ without sharing its fate.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from torch import nn
 
 Stats = Literal["hold", "batch", "update"]
 
 RECORD = "_frostline_record"
-# The last mode that somebody asked for while the module was held in eval.
+# Present while the record keeps the module in eval mode: what the forward pass asks for.
+EVAL = "_frostline_eval"
+# Present while a norm normalises with the batch and leaves its statistics alone.
+BATCH = "_frostline_batch"
+# The last mode that somebody asked for while the module was held in eval, and the one before it.
 ASKED = "_frostline_asked"
 # Present until the first forward of a module that may write to itself has been compared.
 WATCH = "_frostline_watch"
@@ -26,8 +30,7 @@ IGNORED = "_frostline_ignored"
 PARTS = "_frostline_parts"
 
 
-@dataclass(frozen=True)
-class Slot:
+class Slot(NamedTuple):
     """A frozen parameter of the module, by its name there.
 
     Attributes:
@@ -41,8 +44,7 @@ class Slot:
     parts: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Hold:
+class Hold(NamedTuple):
     """What one part asks of one module.
 
     Attributes:
@@ -56,30 +58,32 @@ class Hold:
     stats: Stats | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Record:
     """All that parts ask of one module, and what it was before.
+
+    Nobody writes to a record; ``frozen=True`` would say so at five times the cost, for each of
+    ten thousand modules.
 
     Attributes:
         holds: one for each part that covers the module.
         slots: its frozen parameters.
         was_training: its mode before the first hold in eval.
-        eval: whether any hold keeps it in eval mode.
-        batch_stats: whether it normalises with the batch and leaves its statistics alone.
     """
 
     holds: tuple[Hold, ...] = ()
     slots: tuple[Slot, ...] = ()
     was_training: bool = True
-    eval: bool = field(init=False, default=False)
-    batch_stats: bool = field(init=False, default=False)
 
-    def __post_init__(self) -> None:
-        # Derived once: the forward pass reads these for every module and every call.
-        eval_ = any(hold.eval for hold in self.holds)
-        batch = not eval_ and any(hold.stats == "batch" for hold in self.holds)
-        object.__setattr__(self, "eval", eval_)
-        object.__setattr__(self, "batch_stats", batch)
+    @property
+    def eval(self) -> bool:
+        """Whether any hold keeps the module in eval mode."""
+        return any(hold.eval for hold in self.holds)
+
+    @property
+    def batch_stats(self) -> bool:
+        """Whether the module normalises with the batch and leaves its statistics alone."""
+        return not self.eval and any(hold.stats == "batch" for hold in self.holds)
 
     @property
     def freed_gradients(self) -> bool:
@@ -95,8 +99,7 @@ def get(module: nn.Module) -> Record | None:
 
 def is_held(module: nn.Module) -> bool:
     """Whether ``module`` is kept in eval mode."""
-    record = get(module)
-    return record is not None and record.eval
+    return EVAL in module.__dict__
 
 
 def put(module: nn.Module, record: Record) -> None:
@@ -105,13 +108,18 @@ def put(module: nn.Module, record: Record) -> None:
     Entering eval remembers the mode; leaving it gives the last mode that was asked for, or the
     remembered one.
     """
-    own, old = vars(module), get(module)
-    was_eval = old is not None and old.eval
-    if record.eval and not was_eval:
-        record = replace(record, was_training=own["training"])
-        own["training"] = False
-    elif was_eval and not record.eval:
-        own["training"] = own.pop(ASKED, record.was_training)
+    own = module.__dict__
+    if record.eval:
+        if EVAL not in own:
+            if record.was_training != own["training"]:
+                record = Record(record.holds, record.slots, own["training"])
+            own["training"], own[EVAL] = False, True
+    elif own.pop(EVAL, False):
+        own["training"] = asked_modes(module, record)[0]
+        own.pop(ASKED, None)
+    own.pop(BATCH, None)
+    if record.batch_stats:
+        own[BATCH] = True
     if record.holds or record.slots:
         own[RECORD] = record
         return
@@ -119,13 +127,18 @@ def put(module: nn.Module, record: Record) -> None:
         own.pop(key, None)
 
 
+def asked_modes(module: nn.Module, record: Record) -> tuple[bool, bool]:
+    """The mode that was last asked for while ``module`` was held, and the one before it."""
+    was = record.was_training
+    modes: tuple[bool, bool] = module.__dict__.get(ASKED, (was, was))
+    return modes
+
+
 def without_part(record: Record, part: str) -> Record:
     """The record when ``part`` asks for nothing any more; slots that nobody covers are dropped."""
-    slots = tuple(
-        replace(slot, parts=tuple(p for p in slot.parts if p != part)) for slot in record.slots
-    )
-    return replace(
-        record,
-        holds=tuple(hold for hold in record.holds if hold.part != part),
-        slots=tuple(slot for slot in slots if slot.parts),
+    slots = [s._replace(parts=tuple(p for p in s.parts if p != part)) for s in record.slots]
+    return Record(
+        tuple(hold for hold in record.holds if hold.part != part),
+        tuple(slot for slot in slots if slot.parts),
+        record.was_training,
     )

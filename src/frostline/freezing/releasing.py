@@ -9,9 +9,9 @@ from torch import nn
 
 from frostline.freezing import held_class
 from frostline.freezing.machinery import is_held_class
-from frostline.freezing.record import ASKED, IGNORED, PARTS, RECORD, WATCH
+from frostline.freezing.record import ASKED, BATCH, EVAL, IGNORED, PARTS, RECORD, WATCH
 
-_OURS = (RECORD, ASKED, WATCH, IGNORED, PARTS)
+_OURS = (RECORD, EVAL, BATCH, ASKED, WATCH, IGNORED, PARTS)
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def released(model: nn.Module) -> Iterator[None]:
     A mode that somebody writes meanwhile counts as asked for.
     """
     taken = [(m, {key: vars(m)[key] for key in _OURS if key in vars(m)}) for m in model.modules()]
-    swapped = [m for m, _ in taken if is_held_class(type(m))]
+    swapped = {m for m, _ in taken if is_held_class(type(m))}
     for module, ours in taken:
         for key in ours:
             del vars(module)[key]
@@ -30,15 +30,14 @@ def released(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module in swapped:
-            held_class.swap_in("", module)
         for module, ours in taken:
+            if module in swapped:
+                held_class.swap_in("", module, watched=WATCH in ours)
             _take_back(module, ours)
 
 
 def _take_back(module: nn.Module, ours: dict[str, object]) -> None:
     own = vars(module)
-    record = ours.get(RECORD)
-    if getattr(record, "eval", False) and own["training"]:
-        ours[ASKED], own["training"] = True, False
+    if EVAL in ours and own["training"]:
+        ours[ASKED], own["training"] = (True, True), False
     own.update(ours)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -39,31 +39,33 @@ _ROUNDING = (
 
 def tell(plan: Plan) -> None:
     """Add to the warnings and notes of ``plan`` what its holds bring with them."""
-    gates = set(_gates(plan))
+    untracked = [hold.name for hold in plan.holds if _uses_the_batch_always(hold.module)]
+    held = [hold for hold in plan.holds if hold.eval]
+    stats = [hold for hold in held if hold.stats == "hold"]
     plan.warnings += [
-        *_say(plan, _uses_the_batch_always, _ALWAYS_THE_BATCH),
-        *_say(
-            plan, lambda hold: hold.stats == "hold" and _never_trained(hold.module), _NEVER_TRAINED
-        ),
-        *_say(plan, lambda hold: hold.eval and _takes_targets(hold.module), _OTHER_OUTPUT),
-        *_say(plan, lambda hold: hold.name in gates, _NO_CHECKPOINTING),
+        *_say(untracked, _ALWAYS_THE_BATCH),
+        *_say([h.name for h in stats if _never_trained(h.module)], _NEVER_TRAINED),
+        *_say([h.name for h in _taking_targets(held)], _OTHER_OUTPUT),
+        *_say(list(_gates(held)), _NO_CHECKPOINTING),
     ]
     plan.notes += plan.warnings
-    plan.notes += _say(plan, lambda hold: hold.mixed, _MIXED)
+    plan.notes += _say([hold.name for hold in plan.holds if hold.mixed], _MIXED)
     if plan.parameters:
-        plan.notes += _say(plan, _chooses_kernels_by_flag, _ROUNDING)
+        chosen = [hold.name for hold in plan.holds if isinstance(hold.module, _CHOSEN_BY_FLAG)]
+        plan.notes += _say(chosen, _ROUNDING)
 
 
-def _say(plan: Plan, about: Callable[[PlannedHold], bool], what: str) -> list[str]:
-    names = [hold.name for hold in plan.holds if about(hold)]
+_CHOSEN_BY_FLAG = (nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+
+def _say(names: list[str], what: str) -> list[str]:
     if not names:
         return []
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return [f"{names[0] or 'the model itself'}{more}: {what}"]
 
 
-def _uses_the_batch_always(hold: PlannedHold) -> bool:
-    module = hold.module
+def _uses_the_batch_always(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
 
 
@@ -72,27 +74,24 @@ def _never_trained(module: nn.Module) -> bool:
     mean, var = module._buffers["running_mean"], module._buffers["running_var"]
     if counter is None or mean is None or var is None or mean.is_meta:
         return False
-    return bool(counter == 0) and not bool(mean.any()) and bool((var == 1).all())
+    return counter.item() == 0 and not bool(mean.any()) and bool((var == 1).all())
 
 
-def _takes_targets(module: nn.Module) -> bool:
-    return "targets" in inspect.signature(type(module).forward).parameters
+def _taking_targets(held: list[PlannedHold]) -> list[PlannedHold]:
+    forwards = {type(hold.module).forward for hold in held}
+    takers = {f for f in forwards if "targets" in inspect.signature(f).parameters}
+    return [hold for hold in held if type(hold.module).forward in takers]
 
 
-def _chooses_kernels_by_flag(hold: PlannedHold) -> bool:
-    kinds = (nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoderLayer)
-    return isinstance(hold.module, kinds)
-
-
-def _gates(plan: Plan) -> Iterator[str]:
+def _gates(held: list[PlannedHold]) -> Iterator[str]:
     """Names of held modules that would checkpoint in training mode only."""
-    layers = [hold.module for hold in plan.holds if _is_checkpointed_layer(hold.module)]
-    # Below such a layer the flag is only read along with it.
+    asking = [h for h in held if getattr(h.module, "gradient_checkpointing", False) is True]
+    # At and below a layer of transformers the flag is only read along with it.
+    layers = [hold.module for hold in asking if _is_checkpointed_layer(hold.module)]
     kept = {id(below) for layer in layers for below in layer.modules()}
-    for hold in plan.holds:
-        asks = hold.eval and getattr(hold.module, "gradient_checkpointing", False) is True
-        inside = id(hold.module) in kept or any(map(_is_checkpointed_layer, hold.module.modules()))
-        if asks and not inside:
+    for hold in asking:
+        above = any(map(_is_checkpointed_layer, hold.module.modules()))
+        if not above and id(hold.module) not in kept:
             yield hold.name
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 from torch import nn
 
@@ -22,7 +21,7 @@ def undo(part: live_parts.LivePart) -> None:
     live_parts.discard(part)
     root = part.root_or_none()
     if root is not None:
-        frozen = part.frozen_parameters()
+        frozen = part.flags_before()
         _leave(root, part)
         id_ = part.id
         released = _drop(root, lambda record: without_part(record, id_))
@@ -56,7 +55,9 @@ def _drop(root: nn.Module, change: Callable[[Record], Record]) -> list[tuple[nn.
 
 
 def _give_flags_back(
-    root: nn.Module, released: Iterable[tuple[nn.Module, Slot]], frozen: list[nn.Parameter]
+    root: nn.Module,
+    released: Iterable[tuple[nn.Module, Slot]],
+    frozen: Iterable[tuple[nn.Parameter, bool]],
 ) -> None:
     still = {
         id(module._parameters.get(slot.name))
@@ -64,15 +65,14 @@ def _give_flags_back(
         if (record := get(module)) is not None
         for slot in record.slots
     } | {id(p) for other in live_parts.all_parts() for p in other.frozen_parameters()}
-    for module, slot in released:
-        parameter = module._parameters.get(slot.name)
+    standing = [(m._parameters.get(slot.name), slot.prior) for m, slot in released]
+    # A parametrisation added or removed meanwhile has hung the same parameter somewhere else.
+    for parameter, prior in [*standing, *frozen]:
         if parameter is None or id(parameter) in still:
             continue
-        if slot.prior:
+        if prior:
             parameter.requires_grad_(True)
-        optimizers.bring_back([parameter])
-    # A parametrisation added or removed meanwhile has hung the same parameter somewhere else.
-    optimizers.bring_back(p for p in frozen if id(p) not in still)
+        optimizers.bring_back(parameter)
 
 
 def unfreeze(model: nn.Module, select: Selector = None) -> list[nn.Parameter]:
@@ -160,7 +160,7 @@ def _release(chosen: Selection, places: list[NamedTensor]) -> bool:
         slots = tuple(s for s in record.slots if s.name not in wanted.get(key, set()))
         holds = () if key in modules else record.holds
         was_held = was_held or holds != record.holds
-        put(module, replace(record, holds=holds, slots=slots))
+        put(module, Record(holds, slots, record.was_training))
         if get(module) is None:
             held_class.swap_out(module)
     return was_held
@@ -179,8 +179,8 @@ def _free_parents(root: nn.Module) -> None:
             if record is None or not record.eval or any(h.stats for h in record.holds):
                 continue
             if any(p.requires_grad for p in module.parameters()):
-                holds = tuple(replace(hold, eval=False) for hold in record.holds)
-                put(module, replace(record, holds=holds))
+                holds = tuple(hold._replace(eval=False) for hold in record.holds)
+                put(module, Record(holds, record.slots, record.was_training))
 
 
 def _shrink_parts(chosen: Selection, places: list[NamedTensor]) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from frostline._results import Change
 from frostline._state import same_bits
 from frostline.errors import FrozenStateChanged
-from frostline.freezing.machinery import Held
+from frostline.freezing.machinery import Held, base_of, is_held_class, rebuild_held
 from frostline.freezing.record import WATCH
 
 
@@ -28,8 +28,29 @@ class Watched(Held):
         name, before = own[WATCH], [(n, t, t.detach().clone()) for n, t in own_state(self)]
         output = super().__call__(*args, **kwargs)
         _compare(self, name, before)
-        own.pop(WATCH, None)
+        stop_watching(self)
         return output
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        function, *rest = super().__reduce_ex__(protocol)
+        return (rebuild_watched if function is rebuild_held else function, *rest)
+
+
+def stop_watching(module: nn.Module) -> None:
+    """Give ``module`` the held class that costs nothing in a call."""
+    from frostline.freezing.held_class import held_class
+
+    vars(module).pop(WATCH, None)
+    if is_held_class(type(module)):
+        module.__class__ = held_class(base_of(type(module)))
+
+
+def rebuild_watched(base: type[nn.Module], *args: Any) -> nn.Module:
+    """Like :func:`frostline.freezing.rebuild_held`, for copies of what was never called."""
+    from frostline.freezing.held_class import held_class
+
+    module: nn.Module = base.__new__(held_class(base, watched=True), *args)
+    return module
 
 
 def own_state(module: nn.Module) -> list[tuple[str, Tensor]]:
