@@ -20,7 +20,7 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.optim import Optimizer
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class _ModuleState:
     """A module's ``__dict__``, and the contents of the dicts in it (hooks, parameters, buffers)."""
 
@@ -44,7 +44,7 @@ class _ModuleState:
             own[name].update(content)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class _Value:
     """A tensor, its bytes and its version counter."""
 
@@ -69,7 +69,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(*flat)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class _Rng:
     """The generators of torch (CPU and those devices that are in use), Python and numpy."""
 
@@ -98,7 +98,7 @@ class _Rng:
             sys.modules["numpy"].random.set_state(self.numpy)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class _OptimizerState:
     optimizer: Optimizer
     state: dict[Any, Any]

@@ -205,7 +205,7 @@ def _kind(name: str, place: Tensor) -> Kind:
     return _STATISTICS.get(name.rpartition(".")[2], "buffer")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class _Answer:
     """What the model said: all numbers of the output, and the accuracy in percent."""
 
@@ -213,7 +213,7 @@ class _Answer:
     accuracy: float | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class _Runner:
     model: nn.Module
     places: Mapping[str, Tensor]
@@ -347,7 +347,7 @@ def _position(layer: str, order: Mapping[str, int]) -> int:
     return max(inside, default=order.get(above, 0))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, repr=False)
 class _Group:
     name: str
     kind: Kind | None

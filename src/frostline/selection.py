@@ -58,7 +58,7 @@ Selector: TypeAlias = (
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Selection:
     """What a selector means on one model.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import warnings
 from typing import Literal
 
@@ -116,7 +116,7 @@ def _terms(
     members = [entry.name for entry in plan.tensors]
     covered = set(members)
     return Terms(
-        part=secrets.token_hex(8),
+        part=os.urandom(8).hex(),
         select=selectors[0],
         exclude=describe(selectors[1]) if selectors[1] is not None else None,
         params=params,

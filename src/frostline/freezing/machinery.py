@@ -27,12 +27,8 @@ class Held(nn.Module):
 
     @property
     def training(self) -> bool:
-        own = self.__dict__
-        if EVAL in own:
-            return False
-        if "training" not in own:
-            raise AttributeError("training")
-        return own["training"]  # type: ignore[no-any-return]
+        # One expression: this runs at every call of every held module.
+        return EVAL not in self.__dict__ and _own_mode(self)
 
     @training.setter
     def training(self, mode: bool) -> None:
@@ -61,6 +57,13 @@ class Held(nn.Module):
         if function is cls:
             return (rebuild_held_by_call, (base_of(cls), *args), *rest)
         return reduced
+
+
+def _own_mode(module: nn.Module) -> bool:
+    if "training" not in module.__dict__:
+        raise AttributeError("training")
+    mode: bool = module.__dict__["training"]
+    return mode
 
 
 def _through_train() -> bool:

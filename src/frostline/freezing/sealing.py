@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ _NARROWER = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class SealedTensor:
     """One tensor as it was: checksum, dtype, shape, checksums of its roundings, maybe a copy."""
 
@@ -36,7 +36,7 @@ class SealedTensor:
     copy: Tensor | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, repr=False)
 class Seal:
     """The content of a part at one moment.
 
@@ -60,7 +60,7 @@ def take(tensors: Mapping[str, Tensor]) -> Seal:
     Raises:
         UnsupportedTensor: if the content of one cannot be read.
     """
-    key = secrets.randbits(64)
+    key = int.from_bytes(os.urandom(8), "little")
     copied = _to_copy(tensors)
     return Seal(key, {name: _seal(name, t, key, name in copied) for name, t in tensors.items()})
 
