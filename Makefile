@@ -13,8 +13,9 @@ DEMO_STAMP := $(VENV)/.stamp-demo
 DEMO_ENV   := $(if $(wildcard $(DEV_STAMP)),$(DEV_STAMP),$(DEMO_STAMP))
 INPUTS     := pyproject.toml constraints-dev.txt
 
-# Two cores: two workers of one thread each, since many small tensors gain nothing from threads.
-TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# Two cores: two workers of one thread each, since many small tensors gain nothing from threads. By
+# file, since the examples of a page follow each other.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: demo test test-all ablate lint format bench docs wheel editable dev clean
 .DEFAULT_GOAL := test

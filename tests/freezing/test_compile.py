@@ -129,7 +129,9 @@ def compiled(net: nn.Module, **options: Any) -> nn.Module:
     return torch.compile(net, backend="aot_eager", **options)  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("frozen", ["before compiling", "after running"])
+@pytest.mark.parametrize(
+    "frozen", ["before compiling", pytest.param("after running", marks=pytest.mark.slow)]
+)
 @every_kind
 def test_what_is_frozen_holds_in_compiled_code(kind: str, frozen: str) -> None:
     net, x = built(kind)
