@@ -322,10 +322,10 @@ def test_an_interrupt_in_the_middle_rolls_back_exactly(monkeypatch: pytest.Monke
     optimizer = adam(model)
     real = held_class.swap_in
 
-    def failing(name: str, module: nn.Module, watched: bool = False) -> None:
+    def failing(name: str, module: nn.Module, *more: Any) -> None:
         if next(calls) == 1:
             raise KeyboardInterrupt
-        real(name, module)
+        real(name, module, *more)
 
     monkeypatch.setattr(held_class, "swap_in", failing)
     before = everything(model, optimizer)

@@ -144,11 +144,12 @@ def _apply(
     slots = _slots(everything, plan, part.id)
     # Records are equal for most modules, and nobody writes to one: a few objects serve thousands.
     shared: dict[tuple[Hold, tuple[Slot, ...]], Record] = {}
+    classes: dict[tuple[type, bool], type[nn.Module]] = {}
     for planned in plan.holds:
         module = planned.module
         watched = planned.watch and not isinstance(module, Held)
         if planned.machinery:
-            held_class.swap_in(planned.name, module, watched)
+            held_class.swap_in(planned.name, module, watched, classes)
         if watched:
             vars(module)[WATCH] = planned.name
         hold = Hold(part.id, planned.eval, planned.stats)

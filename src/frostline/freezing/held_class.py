@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from abc import ABCMeta
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from frostline.freezing.machinery import _BASE, Held, base_of, is_held_class
 from frostline.freezing.watching import Watched
 
 _lock = threading.Lock()
+_Known: TypeAlias = "dict[tuple[type, bool], type[nn.Module]]"
 
 
 def held_class(base: type[nn.Module], watched: bool = False) -> type[nn.Module]:
@@ -74,22 +75,35 @@ def _layout(base: type[nn.Module]) -> tuple[type, ...]:
     return (_born(base, (first, nn.Module), body),)
 
 
-def swap_in(name: str, module: nn.Module, watched: bool = False) -> None:
+def swap_in(
+    name: str, module: nn.Module, watched: bool = False, known: _Known | None = None
+) -> None:
     """Put the held class into the class of ``module``, at its place.
 
     A class that somebody else made for the object is not watched.
+
+    Args:
+        name: full name of the module, for messages.
+        module: the module.
+        watched: whether its first forward is to be compared.
+        known: held classes that were found for other modules already; filled.
 
     Raises:
         FreezeError: if Python refuses to change the class of the object.
     """
     cls = type(module)
-    if issubclass(cls, Held):
-        return
-    if is_made_by_others(cls):
-        _rebase(cls)
-        return
+    found = known.get((cls, watched)) if known is not None else None
+    if found is None:
+        if issubclass(cls, Held):
+            return
+        if is_made_by_others(cls):
+            _rebase(cls)
+            return
+        found = held_class(cls, watched)
+        if known is not None:
+            known[cls, watched] = found
     try:
-        module.__class__ = held_class(cls, watched)
+        module.__class__ = found
     except TypeError as error:
         raise FreezeError(
             f"{name or 'the model itself'} ({cls.__name__}) cannot be held: {error}. Leave it out: "

@@ -8,7 +8,7 @@ without sharing its fate.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from torch import nn
@@ -69,21 +69,19 @@ class Record:
         holds: one for each part that covers the module.
         slots: its frozen parameters.
         was_training: its mode before the first hold in eval.
+        eval: whether any hold keeps the module in eval mode.
+        batch_stats: whether the module normalises with the batch and leaves its statistics alone.
     """
 
     holds: tuple[Hold, ...] = ()
     slots: tuple[Slot, ...] = ()
     was_training: bool = True
+    eval: bool = field(init=False)
+    batch_stats: bool = field(init=False)
 
-    @property
-    def eval(self) -> bool:
-        """Whether any hold keeps the module in eval mode."""
-        return any(hold.eval for hold in self.holds)
-
-    @property
-    def batch_stats(self) -> bool:
-        """Whether the module normalises with the batch and leaves its statistics alone."""
-        return not self.eval and any(hold.stats == "batch" for hold in self.holds)
+    def __post_init__(self) -> None:
+        self.eval = any(hold.eval for hold in self.holds)
+        self.batch_stats = not self.eval and any(hold.stats == "batch" for hold in self.holds)
 
     @property
     def freed_gradients(self) -> bool:
