@@ -141,10 +141,20 @@ def _apply(
     model: nn.Module, plan: Plan, part: FrozenPart, everything: Places, optimizer: Optimizer | None
 ) -> None:
     vars(model)[PARTS] = (*vars(model).get(PARTS, ()), part)
-    slots = _slots(everything, plan, part.id)
+    _hold(plan, part.id, _slots(everything, plan, part.id))
+    # The records are complete, so that an undo finds every flag, whatever happens from here on.
+    frozen = [parameter for parameter, _ in part.bind(everything).flags_before()]
+    optimizers.set_aside(frozen, optimizer)
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    optimizers.watch_steps()
+
+
+def _hold(plan: Plan, part: str, slots: dict[int, tuple[nn.Module, tuple[Slot, ...]]]) -> None:
+    """Swap the classes that the plan names, and give every module its record."""
+    classes: dict[tuple[type, bool], type[nn.Module]] = {}
     # Records are equal for most modules, and nobody writes to one: a few objects serve thousands.
     shared: dict[tuple[Hold, tuple[Slot, ...]], Record] = {}
-    classes: dict[tuple[type, bool], type[nn.Module]] = {}
     for planned in plan.holds:
         module = planned.module
         watched = planned.watch and not isinstance(module, Held)
@@ -152,22 +162,17 @@ def _apply(
             held_class.swap_in(planned.name, module, watched, classes)
         if watched:
             vars(module)[WATCH] = planned.name
-        hold = Hold(part.id, planned.eval, planned.stats)
-        its_slots = slots.pop(id(module), (module, ()))[1]
+        new = Hold(part, planned.eval, planned.stats), slots.pop(id(module), (module, ()))[1]
         old = get(module)
-        if old is None:
-            put(module, shared.setdefault((hold, its_slots), Record((hold,), its_slots)))
-        else:
-            put(module, _joined(old, (hold,), its_slots))
+        if old is not None:
+            put(module, _joined(old, (new[0],), new[1]))
+            continue
+        if new not in shared:
+            shared[new] = Record((new[0],), new[1])
+        put(module, shared[new])
     # What is left are parameters that were selected without their module.
     for owner, its_slots in slots.values():
         put(owner, _joined(get(owner) or Record(), (), its_slots))
-    # The records are complete, so that an undo finds every flag, whatever happens from here on.
-    frozen = [parameter for parameter, _ in part.bind(everything).flags_before()]
-    optimizers.set_aside(frozen, optimizer)
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    optimizers.watch_steps()
 
 
 def _joined(record: Record, holds: tuple[Hold, ...], slots: tuple[Slot, ...]) -> Record:
