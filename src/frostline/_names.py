@@ -118,7 +118,7 @@ _SPECIAL = frozenset({*_WRAPPERS, "module", _PEFT_ROOT[0], "base_layer", "parame
 def _walk(module: nn.Module, path: str, special: bool, found: Places) -> None:
     found.modules.append((_canonical_module(path) if special else path, module))
     for kind, attribute, tensor, persistent in _own_tensors(module):
-        name = join(path, attribute)
+        name = f"{path}.{attribute}" if path else attribute
         entry = canonical(name) if special else name
         found.tensors.append(NamedTensor(entry, tensor, kind, persistent, module, attribute))
     for key, child in module._modules.items():
@@ -162,16 +162,21 @@ def named_tensors(model: nn.Module) -> list[NamedTensor]:
     return places(model).tensors
 
 
-def _own_tensors(module: nn.Module) -> Iterator[tuple[TensorKind, str, Tensor, bool]]:
-    for name, parameter in module._parameters.items():
-        if parameter is not None:
-            yield "parameter", name, parameter, True
-    for name, buffer in module._buffers.items():
-        if buffer is not None:
-            yield "buffer", name, buffer, name not in module._non_persistent_buffers_set
-    for name, value in vars(module).items():
-        if isinstance(value, Tensor) and not _is_recomputed(module, name):
-            yield "attribute", name, value, False
+def _own_tensors(module: nn.Module) -> list[tuple[TensorKind, str, Tensor, bool]]:
+    volatile = module._non_persistent_buffers_set
+    return [
+        *[("parameter", name, p, True) for name, p in module._parameters.items() if p is not None],
+        *[
+            ("buffer", name, b, name not in volatile)
+            for name, b in module._buffers.items()
+            if b is not None
+        ],
+        *[
+            ("attribute", name, value, False)
+            for name, value in vars(module).items()
+            if isinstance(value, Tensor) and not _is_recomputed(module, name)
+        ],
+    ]
 
 
 def _is_recomputed(module: nn.Module, name: str) -> bool:

@@ -112,7 +112,8 @@ def is_swapped_by_torch(tensor: Tensor) -> bool:
     That is torch's way with wrapper subclasses (quantised weights, DTensor), and it raises where
     anything refers weakly to them.
     """
-    return is_traceable_wrapper_subclass(tensor)
+    plain = type(tensor) is nn.Parameter or type(tensor) is Tensor
+    return not plain and is_traceable_wrapper_subclass(tensor)
 
 
 def _reference(owner: nn.Module, attribute: str, tensor: Tensor) -> Callable[[], Tensor | None]:

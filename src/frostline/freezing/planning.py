@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from frostline._names import NamedTensor, aliases, overlapping
+from frostline._names import NamedTensor, Places, aliases, overlapping
 from frostline.errors import FreezeError, SelectionError
 from frostline.freezing import held_class, holders, telling
 from frostline.freezing.reads_training import class_reads, hooks_read
@@ -69,7 +69,8 @@ def make_plan(
     _refuse_what_cannot_be_held(selection)
     parameters = [t for t in selection.tensors if t.kind == "parameter"] if params else []
     _refuse_half_of_a_tied_tensor(selection.everything.tensors, parameters)
-    trainable = with_trainable_below(model, {id(entry.tensor) for entry in parameters})
+    frozen = {id(entry.tensor) for entry in parameters}
+    trainable = with_trainable_below(model, selection.everything, frozen)
     stateful = {id(e.owner) for e in selection.tensors if e.kind != "parameter"}
     kinds: dict[type, _Kind] = {}
     holds = [
@@ -126,23 +127,30 @@ def _plan_hold(
     return PlannedHold(name, module, eval_, None, eval_, watch, mixed)
 
 
-def with_trainable_below(model: nn.Module, frozen: set[int]) -> set[int]:
+def with_trainable_below(model: nn.Module, everything: Places, frozen: set[int]) -> set[int]:
     """Ids of the modules that keep something trainable at or below them.
 
     Args:
         model: the root.
+        everything: all that hangs in it.
         frozen: ids of the parameters that count as frozen whatever their flag.
     """
+    own = {
+        id(entry.owner)
+        for entry in everything.tensors
+        if entry.kind == "parameter" and entry.tensor.requires_grad
+        if id(entry.tensor) not in frozen
+    }
     answers: dict[int, bool] = {}
 
     def visit(module: nn.Module) -> bool:
         if id(module) not in answers:
             below = [visit(child) for child in module._modules.values() if child is not None]
-            own = [p for p in module._parameters.values() if p is not None and p.requires_grad]
-            answers[id(module)] = True in below or any(id(p) not in frozen for p in own)
+            answers[id(module)] = id(module) in own or True in below
         return answers[id(module)]
 
-    visit(model)
+    if own:
+        visit(model)
     return {key for key, answer in answers.items() if answer}
 
 
@@ -177,6 +185,8 @@ def _refuse_half_of_a_tied_tensor(
     everything: list[NamedTensor], parameters: list[NamedTensor]
 ) -> None:
     everywhere = [entry for entry in everything if entry.kind == "parameter"]
+    if len(everywhere) == len(parameters):
+        return
     frozen = {id(entry.tensor) for entry in parameters}
     places = {(id(entry.owner), entry.attribute) for entry in parameters}
     for group in aliases(entry for entry in everywhere if id(entry.tensor) in frozen):
