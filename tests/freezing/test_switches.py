@@ -300,3 +300,14 @@ def test_last_mode_asked_for_is_given_at_undo(asked: bool) -> None:
     net.train(asked)
     part.undo()
     assert {m.training for m in net.modules()} == {asked}
+
+
+@pytest.mark.parametrize("select", ["body.0.*", "**.running_*", "body.0.running_mean"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_statistics_selected_without_their_norm_are_held(norm: str, select: str) -> None:
+    net = net_of(norm)
+    part = fl.freeze(net, select)
+    net.train()(inputs())
+    assert part.changes() == []
+    part.undo()
+    assert net.train().body[0].training

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from torch import nn
@@ -66,6 +66,7 @@ def make_plan(
         FreezeError: if something selected can never be held.
         SelectionError: if the selection would freeze half of a tied or shared tensor.
     """
+    selection = _with_owners_of_statistics(selection)
     _refuse_what_cannot_be_held(selection)
     parameters = [t for t in selection.tensors if t.kind == "parameter"] if params else []
     _refuse_half_of_a_tied_tensor(selection.everything.tensors, parameters)
@@ -83,6 +84,19 @@ def make_plan(
     plan = Plan(holds, parameters, _members(selection, holds, params, stats))
     telling.tell(plan)
     return plan
+
+
+def _with_owners_of_statistics(selection: Selection) -> Selection:
+    # Statistics that are named without their norm hold only if the norm stops writing them.
+    selected = {(name, id(module)) for name, module in selection.modules}
+    inside = {key for _, key in selected}
+    buffers = [e for e in selection.tensors if e.kind != "parameter" and id(e.owner) not in inside]
+    owners = {id(entry.owner) for entry in buffers if tracks_statistics(entry.owner)}
+    if not owners:
+        return selection
+    places = selection.everything.modules
+    modules = [(n, m) for n, m in places if (n, id(m)) in selected or id(m) in owners]
+    return replace(selection, modules=modules)
 
 
 class _Kind(NamedTuple):
