@@ -67,6 +67,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     text = capsys.readouterr().out
     assert "demo" in text
+    assert "\\" not in text  # a marker of the formatter, shown as it stands
     assert max(map(len, text.splitlines())) <= 80
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.startswith("frostline 0.")

@@ -22,11 +22,9 @@ FINDINGS, WRONG_USE, OUR_BUG, INTERRUPTED = 1, 2, 3, 130
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
 @click.version_option(package_name="frostline", message="frostline %(version)s")
 def cli() -> None:
-    r"""Hold what is frozen in a PyTorch model, and prove that it held.
+    """Hold what is frozen in a PyTorch model, and prove that it held.
 
-    \b
-    Exit codes: 0 nothing found, 1 findings, 2 wrong use or refused input,
-    3 a bug of frostline.
+    Exit codes: 0 nothing found, 1 findings, 2 wrong use or refused input, 3 a bug of frostline.
     """
 
 
