@@ -180,6 +180,15 @@ def test_wrong_shape_is_refused_by_name() -> None:
         attribute(before, after, net, batch)
 
 
+@pytest.mark.parametrize("wrong", ["before", "after", "model"])
+def test_models_and_states_that_change_places_are_refused(wrong: str) -> None:
+    net, before, after, batch = _drifted()
+    arguments: dict[str, Any] = {"before": before, "after": after, "model": net}
+    arguments[wrong] = before if wrong == "model" else net
+    with pytest.raises(TypeError, match=f"`{wrong}` must be .* and is a "):
+        attribute(batch=batch, **arguments)
+
+
 def test_entries_that_are_no_tensors_of_the_model_are_named() -> None:
     net, before, after, batch = _drifted()
     result = attribute(before, {**after, "extra": torch.ones(1)}, net, batch)

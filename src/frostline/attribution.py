@@ -116,6 +116,7 @@ def attribute(
             ``batch["labels"]`` beside a first output of shape (N, classes) give accuracies too.
 
     Raises:
+        TypeError: a state is no mapping, or the model no module.
         SharedMemory: an entry of ``before`` and one of ``after`` are the same memory.
         FrostlineError: an entry does not fit the model, or the output holds no finite numbers.
 
@@ -130,6 +131,7 @@ def attribute(
         >>> abs(sum(row.change for row in result.rows) - result.total) < 1e-12
         True
     """
+    _refuse_what_is_no_state(before, after, model)
     old, new = _by_name(before), _by_name(after)
     _refuse_shared(old, new)
     places = _places(model)
@@ -144,6 +146,18 @@ def attribute(
     with restoring(model), torch.no_grad():
         runner = _Runner(model, places, old, new, batch)
         return runner.attribution(moved, left_out)
+
+
+def _refuse_what_is_no_state(before: Any, after: Any, model: Any) -> None:
+    for name, value in (("before", before), ("after", after)):
+        if not isinstance(value, Mapping):
+            raise TypeError(
+                f"`{name}` must be a state dict and is a {type(value).__name__}. Write"
+                " fl.attribute(before, model.state_dict(), model, batch), where before is"
+                " copy.deepcopy(model.state_dict()), taken before the training"
+            )
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"`model` must be an nn.Module and is a {type(model).__name__}")
 
 
 def _by_name(state: Mapping[str, Any]) -> dict[str, Any]:
