@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations, parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils import spectral_norm as hooked_spectral_norm
 from torch.nn.utils import weight_norm as hooked_weight_norm
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import frostline as fl
 from frostline.errors import FreezeError
@@ -186,6 +187,32 @@ def test_freezing_reaches_the_dynamic_class_of_one_layer_only(order: str, one_ra
     assert holds(top, top[0])
     assert not holds(top, top[1])
     assert isinstance(nn.Sequential(top[1], nn.ReLU())[:1], nn.Sequential)
+
+
+def test_the_class_of_a_sharded_layer_stays_on_top_though_it_was_born_with_a_forward(
+    one_rank: None,
+) -> None:
+    """Layers of transformers give a forward to each subclass that is born, so to FSDP2's too."""
+
+    class Layer(GradientCheckpointingLayer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Noisy()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.inner(x) * (2 if self.training else 1)
+            return out
+
+    top = nn.Sequential(Layer(), nn.Linear(4, 1))
+    fully_shard(top[0])
+    theirs = type(top[0])
+    assert "forward" in vars(theirs)
+    part = fl.freeze(top, "0")
+    assert type(top[0]) is theirs
+    assert top.train()[0].training is False
+    part.undo()
+    assert type(top[0]) is theirs
+    assert top.train()[0].training is True
 
 
 # --- inert -------------------------------------------------------------------------------

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 import frostline as fl
 from frostline.errors import FreezeError
@@ -206,3 +209,43 @@ def test_optimizer_left_with_nothing_is_refused() -> None:
     with pytest.raises(FreezeError, match="nothing to train"):
         fl.freeze(net, "part", optimizer=optimizer)
     assert net.part[0].weight.requires_grad
+
+
+def two_tensors(model: nn.Module) -> None:
+    """Weights of a wrapper subclass, with gradients: torch moves these by `swap_tensors`."""
+    for layer in model:
+        both = TwoTensor(layer.weight.detach().clone(), layer.weight.detach().clone())
+        layer.weight = nn.Parameter(both)
+        layer.weight.grad = both.detach().clone()
+
+
+@pytest.mark.parametrize("weights", ["of a wrapper subclass", "plain, swapped by request"])
+def test_gradients_set_aside_do_not_keep_torch_from_moving_the_weights(
+    weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+    if weights == "of a wrapper subclass":
+        two_tensors(model)
+    else:
+        model(torch.ones(2, 3)).sum().backward()
+        monkeypatch.setattr(torch.__future__, "_swap_module_params_on_conversion", True)
+    weight, gradient = model[0].weight, model[0].weight.grad
+    part = fl.freeze(model, "0", seal=weights != "of a wrapper subclass")
+    model.double()
+    assert model[0].weight is weight
+    assert weight.grad is None
+    part.undo()
+    assert weight.requires_grad
+    assert weight.grad.dtype is weight.dtype is torch.float64
+    assert torch.equal(weight.grad.float(), gradient)
+
+
+def test_what_was_set_aside_goes_with_the_model() -> None:
+    model, x = net_and_batch()
+    model(x).sum().backward()
+    part = fl.freeze(model, "part")
+    gradients = [weakref.ref(p) for p in model.parameters()]
+    del model
+    gc.collect()
+    assert [p() for p in gradients] == [None] * len(gradients)
+    part.undo()

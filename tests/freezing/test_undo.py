@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import weakref
 from collections.abc import Callable
@@ -288,8 +289,46 @@ def test_undo_keeps_no_model_alive() -> None:
     part = fl.freeze(model)
     gone = weakref.ref(model)
     del model
-    import gc
-
     gc.collect()
     assert gone() is None
     part.undo()
+
+
+def test_undo_reaches_what_has_left_the_model() -> None:
+    model = net()
+    body = model.body
+    before = look(body)
+    part = fl.freeze(model, "body")
+    other = nn.Sequential(body, nn.Linear(4, 1))
+    model.body, model.again = nn.Identity(), nn.Identity()
+    # Near miss: it is held as long as nobody undoes.
+    assert look(body) != before
+    part.undo()
+    assert_same(before, look(body))
+    assert other.train()[0][1].training is True
+
+
+@pytest.mark.parametrize("first", ["its own handle", "the handle of the piece"])
+def test_undo_of_a_piece_whose_model_is_gone(first: str) -> None:
+    model = net()
+    body = model.body
+    before = look(body)
+    part = fl.freeze(model, "body")
+    del model
+    gc.collect()
+    handles = [part, *fl.parts(body)]
+    assert len(handles) == 2
+    for handle in handles if first == "its own handle" else reversed(handles):
+        handle.undo()
+        assert body[0].weight.requires_grad
+        assert type(body[1]) is nn.BatchNorm1d
+    assert_same(before, look(body))
+
+
+def test_undo_gives_inference_tensors_their_flags_back() -> None:
+    with torch.inference_mode():
+        model = net()
+    part = fl.freeze(model, "body")
+    assert not model.body[0].weight.requires_grad
+    part.undo()
+    assert model.body[0].weight.requires_grad

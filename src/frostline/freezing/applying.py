@@ -144,7 +144,7 @@ def _apply(
     _hold(plan, part.id, _slots(everything, plan, part.id))
     # The records are complete, so that an undo finds every flag, whatever happens from here on.
     frozen = [parameter for parameter, _ in part.bind(everything).flags_before()]
-    optimizers.set_aside(frozen, optimizer)
+    optimizers.set_aside(model, frozen, optimizer)
     for parameter in frozen:
         parameter.requires_grad_(False)
     optimizers.watch_steps()

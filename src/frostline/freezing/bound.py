@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from weakref import ReferenceType, ref
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -66,6 +67,11 @@ class Bound:
         found = ((place.tensor(), place.prior) for place in self._places)
         return [(p, prior) for p, prior in found if isinstance(p, nn.Parameter)]
 
+    def modules(self) -> list[nn.Module]:
+        """The covered modules below the root, and the owners of frozen parameters; those alive."""
+        places = (*(child for *_, child in self._children), *(p.owner for p in self._places))
+        return [module for place in places if (module := place()) is not None]
+
     def freeze_again(self) -> list[str]:
         """Freeze trainable parameters that stand where frozen ones stood; their names.
 
@@ -109,11 +115,12 @@ class Bound:
 def is_swapped_by_torch(tensor: Tensor) -> bool:
     """Whether ``Module.to()`` gives the object new content by ``swap_tensors``.
 
-    That is torch's way with wrapper subclasses (quantised weights, DTensor), and it raises where
-    anything refers weakly to them.
+    That is torch's way with wrapper subclasses (quantised weights, DTensor), with all tensors where
+    the user asked for it, and it raises where anything refers weakly to them.
     """
-    plain = type(tensor) is nn.Parameter or type(tensor) is Tensor
-    return not plain and is_traceable_wrapper_subclass(tensor)
+    if type(tensor) is nn.Parameter or type(tensor) is Tensor:
+        return torch.__future__.get_swap_module_params_on_conversion()
+    return is_traceable_wrapper_subclass(tensor)
 
 
 def _reference(owner: nn.Module, attribute: str, tensor: Tensor) -> Callable[[], Tensor | None]:

@@ -122,9 +122,11 @@ def is_made_by_others(cls: type[nn.Module]) -> bool:
     """Whether a library made this class for its own ends, at run time.
 
     Such a class is called like none that its module defines, and it brings no forward of its own:
-    torch parametrisations, FSDP2 and the composable DDP are made like this.
+    torch parametrisations, FSDP2 and the composable DDP are made like this. A class that torch made
+    may have got a forward: layers of transformers give one to each subclass that is born.
     """
-    if "<locals>" in cls.__qualname__ or "forward" in cls.__dict__:
+    own_forward = "forward" in cls.__dict__ and not cls.__module__.startswith("torch.")
+    if "<locals>" in cls.__qualname__ or own_forward:
         return False
     home = sys.modules.get(cls.__module__)
     found: object = home

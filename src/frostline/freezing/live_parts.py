@@ -40,6 +40,9 @@ class LivePart(Protocol):
     def flags_before(self) -> list[tuple[nn.Parameter, bool]]:
         """The parameters that the part covers now, with their flags before."""
 
+    def modules_then(self) -> list[nn.Module]:
+        """The modules that the part covered when it was bound, wherever they hang now."""
+
     def frozen_parameters(self) -> list[nn.Parameter]:
         """The parameters that the part covers now."""
 

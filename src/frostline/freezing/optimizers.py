@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import WeakIdKeyDictionary
 
 from frostline.errors import FreezeError, FrozenStateChanged
 from frostline.freezing import live_parts
@@ -86,22 +86,27 @@ def refuse_lbfgs(optimizer: Optimizer, frozen: Iterable[int]) -> None:
 class _Taken:
     """What a freeze took away from one parameter."""
 
+    parameter: nn.Parameter
     gradient: Tensor | None = None
     states: list[tuple[ReferenceType[Optimizer], Any]] = field(default_factory=list)
 
 
 # By parameter and not by part: overlapping parts may be undone in any order, and what was taken
-# comes back when the last of them goes.
-_aside: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+# comes back when the last of them goes. It lives as long as the model that it was taken in: torch
+# does not swap the content of a tensor that has a weak reference.
+_aside: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-def set_aside(parameters: Iterable[nn.Parameter], optimizer: Optimizer | None) -> None:
-    """Take ``.grad`` of these parameters, and what ``optimizer`` keeps for them."""
+def set_aside(
+    model: nn.Module, parameters: Iterable[nn.Parameter], optimizer: Optimizer | None
+) -> None:
+    """Take ``.grad`` of these parameters of ``model``, and what ``optimizer`` keeps for them."""
+    table: dict[int, _Taken] = _aside.setdefault(model, {})
     states = optimizer.state if optimizer is not None else {}
     for parameter in parameters:
         if parameter.grad is None and parameter not in states:
             continue
-        taken = _aside.setdefault(parameter, _Taken())
+        taken = table.setdefault(id(parameter), _Taken(parameter))
         if parameter.grad is not None:
             taken.gradient, parameter.grad = parameter.grad, None
         if optimizer is not None and parameter in states:
@@ -110,9 +115,17 @@ def set_aside(parameters: Iterable[nn.Parameter], optimizer: Optimizer | None) -
 
 def bring_back(parameter: nn.Parameter) -> None:
     """Give back what was taken of ``parameter``, unless something newer is there."""
-    taken = _aside.pop(parameter, None)
-    if taken is None:
-        return
+    for taken in _take(parameter):
+        _give(taken, parameter)
+
+
+def _take(parameter: nn.Parameter) -> list[_Taken]:
+    """What was set aside for ``parameter``; the latest first."""
+    found = [table.pop(id(parameter), None) for table in reversed(list(_aside.values()))]
+    return [taken for taken in found if taken is not None]
+
+
+def _give(taken: _Taken, parameter: nn.Parameter) -> None:
     gradient = taken.gradient
     if gradient is not None and parameter.grad is None and gradient.shape == parameter.shape:
         parameter.grad = gradient.to(parameter.device, parameter.dtype)
@@ -125,4 +138,4 @@ def bring_back(parameter: nn.Parameter) -> None:
 def forget(parameters: Iterable[nn.Parameter]) -> None:
     """Drop what was set aside for these: they start afresh."""
     for parameter in parameters:
-        _aside.pop(parameter, None)
+        _take(parameter)

@@ -266,11 +266,18 @@ class FrozenPart(Result):
 
     def frozen_parameters(self) -> list[nn.Parameter]:
         """The parameters that the part covers now."""
-        return [] if self._root() is None else self._bind().parameters()
+        bound = self._bound_or_none()
+        return [] if bound is None else bound.parameters()
 
     def flags_before(self) -> list[tuple[nn.Parameter, bool]]:
         """The same, each with its ``requires_grad`` before it was frozen."""
-        return [] if self._root() is None else self._bind().flags_before()
+        bound = self._bound_or_none()
+        return [] if bound is None else bound.flags_before()
+
+    def modules_then(self) -> list[nn.Module]:
+        """The modules that it covered when it was bound, wherever they hang now."""
+        bound = self._bound_or_none()
+        return [] if bound is None else bound.modules()
 
     def look_after(self, about_to_train: bool) -> None:
         """Freeze again what a loader made trainable; raise if a module was replaced."""
@@ -314,6 +321,10 @@ class FrozenPart(Result):
     def _bind(self) -> Bound:
         # A part that was copied along with its model meets its objects when it first needs them.
         return self._bound or self.bind()
+
+    def _bound_or_none(self) -> Bound | None:
+        # Pieces of a model may outlive it in another one.
+        return self._bound if self._root() is None else self._bind()
 
     # --- copies --------------------------------------------------------------------------
 

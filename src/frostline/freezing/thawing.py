@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
+import torch
 from torch import nn
 
 from frostline._names import NamedTensor, aliases, named_modules, named_tensors
@@ -19,14 +20,23 @@ from frostline.selection import select as choose
 def undo(part: live_parts.LivePart) -> None:
     """Take everything back that ``part`` asked for; what another part covers stays frozen."""
     live_parts.discard(part)
-    root = part.root_or_none()
+    root, id_, frozen = part.root_or_none(), part.id, part.flags_before()
+    modules = _modules(root, part)
     if root is not None:
-        frozen = part.flags_before()
         _leave(root, part)
-        id_ = part.id
-        released = _drop(root, lambda record: without_part(record, id_))
-        _give_flags_back(root, released, frozen)
+    released = _drop(modules, lambda record: without_part(record, id_))
+    # A piece that was adopted elsewhere has a second handle of the same id: it is let go as well.
+    others = [other for other in live_parts.all_parts() if other.id != id_]
+    # A parametrisation added or removed meanwhile has hung the same parameter somewhere else.
+    standing = [(m._parameters.get(slot.name), slot.prior) for m, slot in released]
+    _give_flags_back([*standing, *frozen], _still_frozen(modules, others))
     optimizers.unwatch_steps_if_idle()
+
+
+def _modules(root: nn.Module | None, part: live_parts.LivePart) -> list[nn.Module]:
+    """The modules of the model, and those of the part that have left it since."""
+    here = root.modules() if root is not None else ()
+    return list({id(module): module for module in (*here, *part.modules_then())}.values())
 
 
 def _leave(root: nn.Module, part: live_parts.LivePart) -> None:
@@ -36,10 +46,12 @@ def _leave(root: nn.Module, part: live_parts.LivePart) -> None:
         del own[PARTS]
 
 
-def _drop(root: nn.Module, change: Callable[[Record], Record]) -> list[tuple[nn.Module, Slot]]:
-    """Apply ``change`` to every record below ``root``; the slots that nobody covers any more."""
+def _drop(
+    modules: Iterable[nn.Module], change: Callable[[Record], Record]
+) -> list[tuple[nn.Module, Slot]]:
+    """Apply ``change`` to the record of each module; the slots that nobody covers any more."""
     gone: list[tuple[nn.Module, Slot]] = []
-    for module in root.modules():
+    for module in modules:
         before = get(module)
         if before is None:
             continue
@@ -54,24 +66,26 @@ def _drop(root: nn.Module, change: Callable[[Record], Record]) -> list[tuple[nn.
     return gone
 
 
-def _give_flags_back(
-    root: nn.Module,
-    released: Iterable[tuple[nn.Module, Slot]],
-    frozen: Iterable[tuple[nn.Parameter, bool]],
-) -> None:
-    still = {
+def _still_frozen(modules: Iterable[nn.Module], parts: Iterable[live_parts.LivePart]) -> set[int]:
+    """Ids of the parameters that a record of these modules, or one of these parts, still covers."""
+    return {
         id(module._parameters.get(slot.name))
-        for module in root.modules()
+        for module in modules
         if (record := get(module)) is not None
         for slot in record.slots
-    } | {id(p) for other in live_parts.all_parts() for p in other.frozen_parameters()}
-    standing = [(m._parameters.get(slot.name), slot.prior) for m, slot in released]
-    # A parametrisation added or removed meanwhile has hung the same parameter somewhere else.
-    for parameter, prior in [*standing, *frozen]:
+    } | {id(parameter) for part in parts for parameter in part.frozen_parameters()}
+
+
+def _give_flags_back(
+    flags: Iterable[tuple[nn.Parameter | None, bool]], still: Container[int]
+) -> None:
+    for parameter, prior in flags:
         if parameter is None or id(parameter) in still:
             continue
         if prior:
-            parameter.requires_grad_(True)
+            # torch lets nobody set the flag of an inference tensor outside of its mode.
+            with torch.inference_mode(parameter.is_inference()):
+                parameter.requires_grad_(True)
         optimizers.bring_back(parameter)
 
 
