@@ -12,6 +12,8 @@ from weakref import WeakSet
 
 from torch import nn
 
+from frostline.errors import FrozenStateChanged
+
 
 class LivePart(Protocol):
     """What the registry needs of a FrozenPart."""
@@ -69,4 +71,14 @@ def mode_was_written(module: nn.Module, mode: bool) -> None:
     """Somebody wrote ``training`` of a held module."""
     for part in all_parts():
         if part.sentinel is module:
-            part.look_after(about_to_train=mode)
+            _look_after(part, module, mode)
+
+
+def _look_after(part: LivePart, module: nn.Module, mode: bool) -> None:
+    try:
+        part.look_after(about_to_train=mode)
+    except FrozenStateChanged:
+        # Moved into another model it is held there, and what it left behind is not trained now.
+        root = part.root_or_none()
+        if root is None or any(module is here for here in root.modules()):
+            raise
