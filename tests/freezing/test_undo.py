@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 import frostline as fl
+from frostline.freezing import applying
+from frostline.freezing.record import put
 from tests.freezing.kinds import KINDS, build
 from tests.zoo import live
 
@@ -332,3 +334,31 @@ def test_undo_gives_inference_tensors_their_flags_back() -> None:
     assert not model.body[0].weight.requires_grad
     part.undo()
     assert model.body[0].weight.requires_grad
+
+
+def test_undo_inside_released_is_not_taken_back_at_its_exit() -> None:
+    model = net()
+    before = look(model)
+    part, other = fl.freeze(model, "body"), fl.freeze(model, "scale")
+    with other.released():
+        part.undo()
+    assert fl.parts(model) == [other]
+    assert model.body[0].weight.requires_grad
+    assert model.train().body[1].training is True
+    other.undo()
+    assert_same(before, look(model))
+
+
+def test_interrupted_between_the_class_and_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = net()
+    before = look(model)
+
+    def interrupted(module: nn.Module, *_: Any) -> None:
+        if type(module) is not nn.BatchNorm1d and isinstance(module, nn.BatchNorm1d):
+            raise KeyboardInterrupt
+        put(module, *_)
+
+    monkeypatch.setattr(applying, "put", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fl.freeze(model, "body")
+    assert_same(before, look(model))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
 
-from frostline.freezing import held_class
+from frostline.freezing import held_class, live_parts, thawing
 from frostline.freezing.machinery import is_held_class
 from frostline.freezing.record import ASKED, BATCH, EVAL, IGNORED, PARTS, RECORD, WATCH
 
@@ -34,6 +34,14 @@ def released(model: nn.Module) -> Iterator[None]:
             if module in swapped:
                 held_class.swap_in("", module, watched=WATCH in ours)
             _take_back(module, ours)
+        _undo_again(part for _, ours in taken for part in ours.get(PARTS, ()))
+
+
+def _undo_again(parts: Iterable[live_parts.LivePart]) -> None:
+    """Undo the parts that were undone inside the block: their holds have just been taken back."""
+    for part in parts:
+        if part not in live_parts.all_parts():
+            thawing.undo(part)
 
 
 def _take_back(module: nn.Module, ours: dict[str, object]) -> None:

@@ -54,6 +54,8 @@ def _drop(
     for module in modules:
         before = get(module)
         if before is None:
+            # A freeze may have been interrupted between the class and the record.
+            held_class.swap_out(module)
             continue
         after = change(before)
         if after == before:
