@@ -415,3 +415,14 @@ def test_a_layer_that_is_not_called_comes_after_those_that_are() -> None:
     result = attribute(before, after, net, x)
     assert [row.name for row in result.rows] == ["norm", "tied"]
     assert abs(sum(row.change for row in result.rows) - result.total) < 1e-12
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_a_state_that_lacks_entries_is_refused_by_name(side: str) -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    whole = copy.deepcopy(net.state_dict())
+    part = copy.deepcopy(whole)
+    del part["1.running_var"]
+    states = (part, whole) if side == "before" else (whole, part)
+    with pytest.raises(FrostlineError, match=f"`{side}` lacks 1 of .*'1.running_var'"):
+        attribute(*states, net, torch.randn(4, 2))

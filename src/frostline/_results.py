@@ -29,7 +29,8 @@ class Result:
 
     def __bool__(self) -> bool:
         kind = type(self).__name__
-        raise TypeError(f"a {kind} is not a truth value; use .ok, or print it")
+        instead = "use .ok" if hasattr(type(self), "ok") else "print it"
+        raise TypeError(f"a {kind} is not a truth value; {instead}")
 
     def _repr_html_(self) -> str:
         import html

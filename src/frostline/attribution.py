@@ -135,6 +135,7 @@ def attribute(
     old, new = _by_name(before), _by_name(after)
     _refuse_shared(old, new)
     places = _places(model)
+    _refuse_incomplete(old, new, model)
     differing = [n for n in dict.fromkeys([*new, *old]) if _differ(old.get(n), new.get(n))]
     moved = [name for name in differing if name in places and name in old and name in new]
     left_out = tuple(name for name in differing if name not in moved)
@@ -158,6 +159,16 @@ def _refuse_what_is_no_state(before: Any, after: Any, model: Any) -> None:
             )
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be an nn.Module and is a {type(model).__name__}")
+
+
+def _refuse_incomplete(old: Mapping[str, Any], new: Mapping[str, Any], model: nn.Module) -> None:
+    for title, state in (("before", old), ("after", new)):
+        missing = [name for name in map(canonical, model.state_dict()) if name not in state]
+        if missing:
+            raise FrostlineError(
+                f"`{title}` lacks {len(missing)} of the model's entries, the first: "
+                f"{missing[0]!r}. Give both states whole: copy.deepcopy(model.state_dict())"
+            )
 
 
 def _by_name(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def freeze(
         >>> part.ok
         True
     """
-    arguments.check(model, select, stats, mode, optimizer)
+    arguments.check(model, select, {"params": params, "seal": seal}, stats, mode, optimizer)
     given, model = model, unwrapped(model)
     if isinstance(select, Manifest) and select.switches is not None:
         params, stats, mode = arguments.switches_of(select, params, stats, mode)
@@ -89,7 +89,7 @@ def freeze(
         plan = make_plan(model, selection, params, stats, mode)
         refuse_toggling_under_ddp(given, plan.parameters)
         _refuse_an_empty_optimizer(plan, optimizer)
-        terms = _terms(selection, plan, (_text(select), exclude), params, stats, mode)
+        terms = _terms(selection, plan, _texts(select, exclude), params, stats, mode)
         part = FrozenPart(model, terms)
         try:
             _apply(model, plan, part, selection.everything, optimizer)
@@ -108,7 +108,7 @@ def freeze(
 def _terms(
     selection: Selection,
     plan: Plan,
-    selectors: tuple[str, Selector],
+    selectors: tuple[str, str | None],
     params: bool,
     stats: Stats,
     mode: str,
@@ -118,7 +118,7 @@ def _terms(
     return Terms(
         part=os.urandom(8).hex(),
         select=selectors[0],
-        exclude=describe(selectors[1]) if selectors[1] is not None else None,
+        exclude=selectors[1],
         params=params,
         stats=stats,
         mode=mode,
@@ -131,10 +131,11 @@ def _terms(
     )
 
 
-def _text(select: Selector) -> str:
-    if isinstance(select, Manifest) and select.switches is not None:
-        return str(select.switches["select"])
-    return describe(select)
+def _texts(select: Selector, exclude: Selector) -> tuple[str, str | None]:
+    """Both selectors as the user wrote them, at the first freeze where a manifest carries that."""
+    if isinstance(select, Manifest) and select.switches is not None and exclude is None:
+        return str(select.switches["select"]), select.switches["exclude"]
+    return describe(select), describe(exclude) if exclude is not None else None
 
 
 def _apply(

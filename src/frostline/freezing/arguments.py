@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, cast, get_args
 
 from torch import Tensor, nn
@@ -15,7 +15,9 @@ from frostline.manifests import Manifest
 Mode = Literal["eval", "follow"]
 
 
-def check(model: Any, select: Any, stats: Any, mode: Any, optimizer: Any) -> None:
+def check(
+    model: Any, select: Any, switches: Mapping[str, Any], stats: Any, mode: Any, optimizer: Any
+) -> None:
     """Refuse what is no model, no switch, no optimizer.
 
     Raises:
@@ -23,6 +25,9 @@ def check(model: Any, select: Any, stats: Any, mode: Any, optimizer: Any) -> Non
         ValueError: for an unknown switch.
     """
     check_model(model, "freeze", select)
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}={value!r}: expected True or False")
     if stats not in get_args(Stats):
         raise ValueError(f"stats={stats!r}: expected 'hold', 'batch' or 'update'")
     if mode not in get_args(Mode):
@@ -55,8 +60,11 @@ def check_model(model: Any, verb: str, select: Any = None) -> None:
         )
     raise TypeError(
         f"fl.{verb} needs the model (an nn.Module) first and got {_what(model)}. "
-        f"Write fl.{verb}(model, 'backbone')"
+        f"Write fl.{verb}(model{_AND_SELECT.get(verb, '')})"
     )
+
+
+_AND_SELECT = {"freeze": ", 'backbone'", "unfreeze": ", 'backbone'"}
 
 
 def _what(value: Any) -> str:

@@ -73,6 +73,11 @@ def writes_to_itself(module: nn.Module) -> bool:
     return any(buffer is not None for buffer in module._buffers.values())
 
 
+def tracks_statistics(module: nn.Module) -> bool:
+    """Whether ``module`` is a normalisation layer with running statistics."""
+    return module._buffers.get("running_mean") is not None and "running_var" in module._buffers
+
+
 _BY_FUNCTION = "HeldByFunction"
 
 

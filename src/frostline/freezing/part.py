@@ -88,6 +88,7 @@ class FrozenPart(Result):
         self._terms = terms
         self._seal = seal
         self._bound: Bound | None = None
+        self._undone = False
         self._sealed_objects: dict[str, ReferenceType[Tensor]] = {}
         live_parts.add(self)
 
@@ -169,6 +170,7 @@ class FrozenPart(Result):
         Raises:
             UnsupportedTensor: if a tensor has no content (meta) or none that can be read.
         """
+        self._refuse_if_undone()
         tensors = self.tensors
         self._seal = sealing.take(tensors)
         self._sealed_objects = {
@@ -189,6 +191,7 @@ class FrozenPart(Result):
             >>> [(change.name, change.kind) for change in part.changes()]
             [('weight', 'value')]
         """
+        self._refuse_if_undone()
         if self._seal is None:
             raise FreezeError(
                 f"the part {self._terms.text} is not sealed, so there is nothing to compare with. "
@@ -222,6 +225,14 @@ class FrozenPart(Result):
         part covers stays frozen. A mode that somebody asked for meanwhile wins over the old one.
         """
         thawing.undo(self)
+        self._undone = True
+
+    def _refuse_if_undone(self) -> None:
+        if self._undone:
+            raise FreezeError(
+                f"the part {self._terms.text} was undone and holds nothing any more. Freeze again: "
+                "part = fl.freeze(model, ...)"
+            )
 
     @contextmanager
     def released(self) -> Iterator[None]:
@@ -234,6 +245,7 @@ class FrozenPart(Result):
         Raises:
             FrozenStateChanged: at the exit, if the content changed inside the block.
         """
+        self._refuse_if_undone()
         with releasing.released(self.model):
             yield
         if self._seal is not None:
@@ -244,9 +256,11 @@ class FrozenPart(Result):
 
         It defines ``freeze(model)``. What it does not do: prove, undo, or survive a copy.
         """
+        self._refuse_if_undone()
         return as_code.text(self.model, self.id, self.frozen_parameters())
 
     def __enter__(self) -> FrozenPart:
+        self._refuse_if_undone()
         return self
 
     def __exit__(
@@ -344,13 +358,16 @@ class FrozenPart(Result):
 
     def __str__(self) -> str:
         root = self._root()
-        if root is None:
-            return f"FrozenPart  {self._terms.text}  (its model is gone)"
+        if root is None or self._undone:
+            return f"FrozenPart  {self._terms.text}  ({self._why_not()})"
         return printing.part(root, self._terms, self._seal, self.ignored_calls)
 
     def __repr__(self) -> str:
-        gone = "" if self._root() is not None else ", its model is gone"
-        return f"<FrozenPart {self._terms.text}, {len(self._terms.tensors)} tensors{gone}>"
+        over = f", {self._why_not()}" if self._root() is None or self._undone else ""
+        return f"<FrozenPart {self._terms.text}, {len(self._terms.tensors)} tensors{over}>"
+
+    def _why_not(self) -> str:
+        return "undone" if self._undone else "its model is gone"
 
     def to_dict(self) -> dict[str, Any]:
         """The switches, the counts and what was ignored, in plain types."""

@@ -91,7 +91,7 @@ def _with_owners_of_statistics(selection: Selection) -> Selection:
     selected = {(name, id(module)) for name, module in selection.modules}
     inside = {key for _, key in selected}
     buffers = [e for e in selection.tensors if e.kind != "parameter" and id(e.owner) not in inside]
-    owners = {id(entry.owner) for entry in buffers if tracks_statistics(entry.owner)}
+    owners = {id(entry.owner) for entry in buffers if holders.tracks_statistics(entry.owner)}
     if not owners:
         return selection
     places = selection.everything.modules
@@ -128,7 +128,7 @@ def _kind(module: nn.Module, kinds: dict[type, _Kind]) -> _Kind:
 def _plan_hold(
     name: str, module: nn.Module, kind: _Kind, trainable: bool, stats: Stats, mode: str
 ) -> PlannedHold:
-    if tracks_statistics(module):
+    if holders.tracks_statistics(module):
         _refuse_batch_statistics(name, module, stats)
         swap = stats != "update" and not kind.keeps_its_class
         return PlannedHold(name, module, stats == "hold", stats, swap, False)
@@ -166,11 +166,6 @@ def with_trainable_below(model: nn.Module, everything: Places, frozen: set[int])
     if own:
         visit(model)
     return {key for key, answer in answers.items() if answer}
-
-
-def tracks_statistics(module: nn.Module) -> bool:
-    """Whether ``module`` is a normalisation layer with running statistics."""
-    return module._buffers.get("running_mean") is not None and "running_var" in module._buffers
 
 
 def _members(

@@ -25,7 +25,7 @@ def part(model: nn.Module, terms: Terms, seal: Seal | None, ignored: Sequence[Ig
     rows = [
         ("held", _held(model, terms)),
         ("trainable", _trainable(model)),
-        ("sealed", _sealed(seal)),
+        ("sealed", _sealed(terms, seal)),
         ("switches", f"params={terms.params}, stats={terms.stats!r}, mode={terms.mode!r}"),
         *(("ignored", _ignored(call)) for call in ignored),
         *(("note", note) for note in terms.notes),
@@ -71,10 +71,12 @@ def _trainable(model: nn.Module) -> str:
     return f"{plural(len(parameters), 'parameter')} ({size})" + (f" in {where}" if where else "")
 
 
-def _sealed(seal: Seal | None) -> str:
+def _sealed(terms: Terms, seal: Seal | None) -> str:
     if seal is None:
         return "no: call part.seal() when the weights are loaded"
-    return f"{plural(len(seal.tensors), 'tensor')}, {human(seal.nbytes)}B"
+    sealed = [seal.tensors[name] for name in terms.tensors if name in seal.tensors]
+    size = sum(tensor.nbytes for tensor in sealed)
+    return f"{plural(len(sealed), 'tensor')}, {human(size)}B"
 
 
 def _ignored(call: IgnoredCall) -> str:

@@ -35,6 +35,11 @@ class SealedTensor:
     rounded: dict[torch.dtype, Checksum]
     copy: Tensor | None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that were read."""
+        return self.dtype.itemsize * torch.Size(self.shape).numel()
+
 
 @dataclass(eq=False, repr=False)
 class Seal:
@@ -47,11 +52,6 @@ class Seal:
 
     key: int
     tensors: dict[str, SealedTensor]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that were read."""
-        return sum(t.dtype.itemsize * _count(t.shape) for t in self.tensors.values())
 
 
 def take(tensors: Mapping[str, Tensor]) -> Seal:
@@ -161,7 +161,3 @@ def _is_dense(tensor: Tensor) -> bool:
         torch.nn.Parameter,
         torch.nn.Buffer,
     )
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel()

@@ -10,6 +10,7 @@ from torch import nn
 
 from frostline.freezing import holders
 from frostline.freezing.held_gates import HeldCheckpointing
+from frostline.freezing.reads_training import class_reads
 
 if TYPE_CHECKING:
     from frostline.freezing.planning import Plan, PlannedHold
@@ -30,6 +31,14 @@ _NO_CHECKPOINTING = (
     "has gradient_checkpointing=True and asks training for it: held in eval it will not "
     'checkpoint. To keep it: fl.freeze(..., mode="follow")'
 )
+_LOOSE = (
+    "its parameters are frozen and its running statistics are not, since they were named without "
+    "the module. Select the module itself"
+)
+_UNHELD = (
+    "is covered, but its module is not held in eval mode and may write it in training: it was "
+    "named without its module, or something below trains"
+)
 _MIXED = "follows train() and eval(): something below it stays trainable"
 _ROUNDING = (
     "with gradients enabled the output may differ from before by rounding (about 1e-7 in float32): "
@@ -44,12 +53,14 @@ def tell(plan: Plan) -> None:
     stats = [hold for hold in held if hold.stats == "hold"]
     plan.warnings += [
         *_say(untracked, _ALWAYS_THE_BATCH),
+        *_say(_loose_norms(plan), _LOOSE),
         *_say([h.name for h in stats if _never_trained(h.module)], _NEVER_TRAINED),
         *_say([h.name for h in _taking_targets(held)], _OTHER_OUTPUT),
         *_say(list(_gates(held)), _NO_CHECKPOINTING),
     ]
     plan.notes += plan.warnings
     plan.notes += _say([hold.name for hold in plan.holds if hold.mixed], _MIXED)
+    plan.notes += _say(_unheld_buffers(plan), _UNHELD)
     if plan.parameters:
         chosen = [hold.name for hold in plan.holds if isinstance(hold.module, _CHOSEN_BY_FLAG)]
         plan.notes += _say(chosen, _ROUNDING)
@@ -75,6 +86,27 @@ def _never_trained(module: nn.Module) -> bool:
     if counter is None or mean is None or var is None or mean.is_meta:
         return False
     return counter.item() == 0 and not bool(mean.any()) and bool((var == 1).all())
+
+
+def _loose_norms(plan: Plan) -> list[str]:
+    """Norms of which parameters were selected one by one."""
+    covered = {id(hold.module) for hold in plan.holds}
+    loose = [
+        entry.name.rpartition(".")[0]
+        for entry in plan.parameters
+        if id(entry.owner) not in covered and holders.tracks_statistics(entry.owner)
+    ]
+    return list(dict.fromkeys(loose))
+
+
+def _unheld_buffers(plan: Plan) -> list[str]:
+    held = {id(hold.module) for hold in plan.holds if hold.eval or hold.stats is not None}
+    return [
+        entry.name
+        for entry in plan.tensors
+        if entry.kind == "buffer" and id(entry.owner) not in held
+        if class_reads(type(entry.owner))
+    ]
 
 
 def _taking_targets(held: list[PlannedHold]) -> list[PlannedHold]:
