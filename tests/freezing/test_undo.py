@@ -362,3 +362,24 @@ def test_interrupted_between_the_class_and_the_record(monkeypatch: pytest.Monkey
     with pytest.raises(KeyboardInterrupt):
         fl.freeze(model, "body")
     assert_same(before, look(model))
+
+
+def train(model: nn.Module) -> None:
+    """A loop that saves each mode before a validation and writes it back after it."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    for module, mode in modes.items():
+        module.training = mode
+
+
+def test_a_mode_written_back_is_no_wish_even_in_a_function_called_train() -> None:
+    model = net()
+    part = fl.freeze(model, "body")
+    train(model)
+    part.undo()
+    assert model.body[3].training is True
+    # Near miss: the method of that name is a wish.
+    part = fl.freeze(model, "body")
+    model.eval()
+    part.undo()
+    assert model.body[3].training is False

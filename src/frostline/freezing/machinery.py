@@ -71,7 +71,12 @@ def _through_train() -> bool:
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code.co_name in ("__setattr__", "training"):
         frame = frame.f_back
-    return frame is not None and frame.f_code.co_name == "train"
+    if frame is None or frame.f_code.co_name != "train":
+        return False
+    # A loop of the user's own may be called train, too: a method of the class is meant.
+    first = [frame.f_locals.get(name) for name in frame.f_code.co_varnames[:1]]
+    methods = [vars(cls).get("train") for owner in first for cls in type(owner).__mro__]
+    return any(getattr(method, "__code__", None) is frame.f_code for method in methods)
 
 
 def is_held_class(cls: type) -> bool:
