@@ -38,8 +38,10 @@ def parts(model: nn.Module) -> list[FrozenPart]:
 
 
 def _adopt(model: nn.Module) -> None:
-    for part in sorted(_ids(model) - _answered(model)):
-        vars(model)[PARTS] = (*vars(model).get(PARTS, ()), FrozenPart(model, _terms(model, part)))
+    for id_ in sorted(_ids(model) - _answered(model)):
+        part = FrozenPart(model, _terms(model, id_))
+        part.bind()
+        vars(model)[PARTS] = (*vars(model).get(PARTS, ()), part)
 
 
 def _ids(model: nn.Module) -> set[str]:
