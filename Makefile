@@ -37,6 +37,7 @@ lint: $(DEV_STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python bench/_report.py --check
 
 format: $(DEV_STAMP)
 	$(BIN)/ruff check --fix .

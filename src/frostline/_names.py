@@ -203,6 +203,28 @@ def aliases(tensors: Iterable[NamedTensor]) -> list[list[NamedTensor]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
+def partly_chosen(
+    tensors: Iterable[NamedTensor], chosen: Iterable[NamedTensor]
+) -> list[tuple[list[str], list[str], Tensor]]:
+    """Tied tensors of which some places are chosen and others are not: both lists of names.
+
+    Example:
+        >>> net = nn.ModuleDict({"embed": nn.Embedding(3, 2), "head": nn.Linear(2, 3, bias=False)})
+        >>> net["head"].weight = net["embed"].weight
+        >>> everywhere = named_tensors(net)
+        >>> [half[:2] for half in partly_chosen(everywhere, everywhere[:1])]
+        [(['embed.weight'], ['head.weight'])]
+    """
+    places = {(id(entry.owner), entry.attribute) for entry in chosen}
+    found = []
+    for group in aliases(tensors):
+        inside = [e.name for e in group if (id(e.owner), e.attribute) in places]
+        outside = [e.name for e in group if (id(e.owner), e.attribute) not in places]
+        if inside and outside:
+            found.append((inside, outside, group[0].tensor))
+    return found
+
+
 def byte_range(tensor: Tensor) -> tuple[str, int, int] | None:
     """Device and half-open address range that ``tensor`` spans; None without memory of its own.
 

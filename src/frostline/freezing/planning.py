@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from frostline._names import NamedTensor, Places, aliases, overlapping
+from frostline._names import NamedTensor, Places, overlapping, partly_chosen
 from frostline.errors import FreezeError, SelectionError
 from frostline.freezing import held_class, holders, telling
 from frostline.freezing.reads_training import class_reads, hooks_read
@@ -197,12 +197,8 @@ def _refuse_half_of_a_tied_tensor(
     if len(everywhere) == len(parameters):
         return
     frozen = {id(entry.tensor) for entry in parameters}
-    places = {(id(entry.owner), entry.attribute) for entry in parameters}
-    for group in aliases(entry for entry in everywhere if id(entry.tensor) in frozen):
-        outside = [e.name for e in group if (id(e.owner), e.attribute) not in places]
-        inside = [e.name for e in group if (id(e.owner), e.attribute) in places]
-        if outside:
-            raise SelectionError(_tied(inside, outside))
+    for inside, outside, _ in partly_chosen(everywhere, parameters):
+        raise SelectionError(_tied(inside, outside))
     inside_table = {e.name: e.tensor for e in parameters}
     outside_table = {e.name: e.tensor for e in everywhere if id(e.tensor) not in frozen}
     for inside_name, outside_name in overlapping(inside_table, outside_table):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Container, Iterable
 import torch
 from torch import nn
 
-from frostline._names import NamedTensor, aliases, named_modules, named_tensors
+from frostline._names import NamedTensor, named_modules, named_tensors, partly_chosen
 from frostline.errors import FrostlineWarning, SelectionError
 from frostline.freezing import arguments, held_class, live_parts, optimizers
 from frostline.freezing.planning import unwrapped
@@ -148,11 +148,9 @@ def _can_require_grad(parameter: nn.Parameter) -> bool:
 
 
 def _refuse_half_of_a_tied_tensor(root: nn.Module, places: list[NamedTensor]) -> None:
-    chosen = {(id(e.owner), e.attribute) for e in places}
-    for group in aliases(e for e in named_tensors(root) if e.kind == "parameter"):
-        inside = [e.name for e in group if (id(e.owner), e.attribute) in chosen]
-        outside = [e.name for e in group if (id(e.owner), e.attribute) not in chosen]
-        if inside and outside and not group[0].tensor.requires_grad:
+    everywhere = [entry for entry in named_tensors(root) if entry.kind == "parameter"]
+    for inside, outside, tensor in partly_chosen(everywhere, places):
+        if not tensor.requires_grad:
             raise SelectionError(
                 f"{' = '.join(inside + outside)} are one tied tensor: unfreezing "
                 f"{', '.join(inside)} alone would train all of them. Name all of its places: "
