@@ -56,6 +56,9 @@ class Change:
         culprit: ``file:line`` of the write, or None.
         max_abs: largest absolute difference of an element, None where no old copy is kept.
         changed_elements: how many elements differ, None where no old copy is kept.
+        elements: how many elements the tensor has, None where nobody counted.
+        since: the last step after which it was known to be unchanged, None outside a guard.
+        mend: what to do about the cause, a line of code where there is one.
     """
 
     name: str
@@ -67,6 +70,9 @@ class Change:
     culprit: str | None = None
     max_abs: float | None = None
     changed_elements: int | None = None
+    elements: int | None = None
+    since: int | None = None
+    mend: str | None = None
 
     def __str__(self) -> str:
         parts = [f"{self.kind:<13}"]

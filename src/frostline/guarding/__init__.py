@@ -1,0 +1,1 @@
+"""The guard: proof, while a model trains, that what is frozen did not change."""
