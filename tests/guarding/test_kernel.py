@@ -147,7 +147,7 @@ def test_closing_ends_all_watching_and_gives_the_files_back():
 def test_refused_ranges_say_why(tracker):
     memory, other = Scratch(4), kernel.WriteTracker()
     other.watch(memory.start, memory.length)
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError, match="busy") as caught:
         tracker.watch(memory.start, memory.length)
     assert (caught.value.errno, caught.value.filename) == (errno.EBUSY, "UFFDIO_REGISTER")
     other.close()
