@@ -37,11 +37,13 @@ PAGE = ROOT / "docs" / "guarding" / "who-catches.md"
 # Colours are laid thinly over the page, whatever its theme; the words say the same.
 STYLE = """<style>
 .who-catches { overflow-x: auto; margin-bottom: 1rem; }
-.who-catches table { border-collapse: separate; border-spacing: 2px; font-size: .72rem; }
+.who-catches table { border-collapse: separate; border-spacing: 1px; font-size: .68rem; }
 .who-catches th { font-weight: 600; text-align: left; padding: 2px 6px; vertical-align: bottom; }
 .who-catches thead th.way { writing-mode: vertical-rl; rotate: 180deg; padding: 6px 2px; }
-.who-catches tbody th { min-width: 11rem; font-weight: 400; }
-.who-catches td { text-align: center; padding: 3px 4px; border-radius: 3px; white-space: nowrap; }
+.who-catches tbody th { min-width: 8.2rem; font-weight: 400; padding: 1px 4px;
+  vertical-align: middle; }
+.who-catches td { min-width: 2.1rem; }
+.who-catches td { text-align: center; padding: 3px 2px; border-radius: 3px; line-height: 1.1; }
 .who-catches td.right { background: rgba(34, 160, 90, .22); }
 .who-catches td.wrong { background: rgba(220, 50, 60, .30); font-weight: 600; }
 .who-catches td.none { opacity: .6; }
@@ -61,7 +63,7 @@ is rated by hand: each cell is one run on a small model.
 ## Changes, and ways of checking
 
 Each row does one thing to a model. Each column looks at the model before and after, with the
-default settings of what it uses. Green is right, red is wrong; the word in the cell says which.
+default settings of what it uses. Green is right; red, in bold, is wrong.
 """
 
 WRITES = """
@@ -100,9 +102,7 @@ def sign(shown: bool, changed: bool) -> str:
 def td(word: str) -> str:
     if word.startswith("not "):
         return f'<td class="none">{word}</td>'
-    right = word in RIGHT
-    mark, kind = ("✓", "right") if right else ("✗", "wrong")
-    return f'<td class="{kind}">{mark} {word}</td>'
+    return f'<td class="{"right" if word in RIGHT else "wrong"}">{word}</td>'
 
 
 def th(name: str) -> str:
@@ -137,20 +137,21 @@ def _line(line: Line) -> str:
     shown = zip(line.signs[:3], ("raises", "", "not run"), strict=True)
     cells = "".join(td(word if seen is None else sign(seen, changed)) for seen, word in shown)
     name = f"<b>{escape(line.group)}</b>: {escape(', '.join(line.names))}"
-    truth = "changed" if changed else "the same"
+    truth = "changed" if changed else "same"
     return f'<tr><th scope="row">{name}</th>{cells}<td>{truth}</td></tr>'
 
 
 def notes() -> str:
     """What the words mean, and where the columns come from."""
-    meanings = [f"- **{word}**: {meaning}" for word, meaning in WORDS.items()]
+    met = {word for change in CHANGES for word in words(change).values()}
+    meanings = [f"- `{word}`: {meaning}" for word, meaning in WORDS.items() if word in met]
     tools = [
-        f"- **{name}**: {said['package']} {said['version'] or 'could not be installed'}, "
+        f"- `{name}`: {said['package']} {said['version'] or 'could not be installed'}, "
         f"`{said['command']}`; seen when {said['a change is seen when']}"
         for name, said in packages.results().items()
     ]
     again = (
-        "† written again from the published description, in a few lines: Megatron-LM's check "
+        "¹ Written again from the published description, in a few lines: Megatron-LM's check "
         "across replicas (parameters only, SHA-1 of them as float32), and TrainCheck's "
         "`tensor_hash`. `_version` is read from all parameters and buffers. `DebugMode` is "
         "`log_tensor_hashes()` with its default, a norm. Packages were run once, and what they "

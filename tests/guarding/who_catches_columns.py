@@ -121,8 +121,8 @@ OTHERS: dict[str, Watch] = {
     "_version": versions,
     "DebugMode": debug_mode,
     "sha256 of the file": by_value(file_digest),
-    "Megatron †": by_value(megatron),
-    "TrainCheck †": by_value(traincheck),
+    "Megatron¹": by_value(megatron),
+    "TrainCheck¹": by_value(traincheck),
 }
 OWN: dict[str, Watch] = {
     "frostline checksum": by_value(checksums),
