@@ -61,20 +61,22 @@ class Scratch:
         start, end = self.pages(first, last)
         assert LIBC.munmap(ctypes.c_void_p(start), ctypes.c_size_t(end - start)) == 0
 
-    def map_again(self, first: int, last: int) -> None:
+    def map_again(self, first: int, last: int, kind: int = 0) -> None:
         """Other memory, full of zeros, at the same place."""
         start, end = self.pages(first, last)
         LIBC.mmap.restype = ctypes.c_void_p
         fixed = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x10
+        shared_or_private = fixed if not kind else fixed & ~mmap.MAP_PRIVATE | kind
         got = LIBC.mmap(
             ctypes.c_void_p(start),
             ctypes.c_size_t(end - start),
             mmap.PROT_READ | mmap.PROT_WRITE,
-            fixed,
+            shared_or_private,
             -1,
             ctypes.c_long(0),
         )
-        assert got == start
+        if got != start:
+            raise OSError(ctypes.get_errno(), "this kind of memory cannot be had")
 
 
 class _Instruction(ctypes.Structure):

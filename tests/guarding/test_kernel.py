@@ -200,3 +200,8 @@ def test_other_systems_are_told(monkeypatch, attribute, value, told):
 
 def test_the_answer_is_the_same_each_time():
     assert kernel.why_unavailable() is kernel.why_unavailable()
+
+
+def test_a_kernel_that_takes_all_calls_passes_the_trial():
+    """Else a mistake of ours would skip the tests of this file."""
+    assert "trial" not in str(kernel.why_unavailable())

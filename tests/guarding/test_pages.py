@@ -224,6 +224,21 @@ def test_records_of_nothing_and_of_overlapping_ranges():
     assert memory.numbers(twice.written()) == [(3, 4), (7, 8)]
 
 
+def test_ranges_far_apart_and_near():
+    """They are asked for in one call when near; what lies between is another's, or nobody's."""
+    memory, far = Scratch(2000), pages._GAP // PAGE + 1
+    parts = [(0, 2), (5, 7), (7 + far, 9 + far), (1990, 2000)]
+    record, between = (
+        PageRecord([memory.pages(*part) for part in given]) for given in (parts, [(2, 4)])
+    )
+    assert len(record.spans) < len(parts)
+    for page in (1, 3, 4, 6, 8, 8 + far, 1500, 1995):
+        memory.write(page)
+    told = [(1, 2), (6, 7), (8 + far, 9 + far), (1995, 1996)]
+    assert memory.numbers(record.written()) == told
+    assert memory.numbers(between.written()) == [(3, 4)]
+
+
 @pytest.mark.parametrize("change", [(1, 0), (0, 1), (-1, 0)])
 def test_parts_of_pages_are_refused(change):
     start, end = Scratch(4).pages(1, 3)
@@ -396,8 +411,22 @@ def test_a_record_can_be_closed_when_all_its_memory_is_gone():
     assert memory.numbers(rest.written()) == [(7, 8)]
 
 
+def test_what_is_left_is_let_go_beside_memory_of_another_kind():
+    memory = Scratch(8)
+    record, rest = PageRecord([memory.pages(0, 6)]), PageRecord([memory.pages(6, 8)])
+    droppable = 0x08  # a kind that no userfaultfd takes, so that the whole range is refused
+    try:
+        memory.map_again(2, 3, droppable)
+    except OSError:
+        pytest.skip("needs Linux 6.11")
+    record.close()
+    assert memory.numbers(watched(memory.start, memory.end)) == [(6, 8)]
+    memory.write(7)
+    assert memory.numbers(rest.written()) == [(7, 8)]
+
+
 def test_freed_storage_is_lost():
-    t = torch.randn(1 << 22)
+    t = torch.zeros(1 << 24)  # so large that malloc gives it back to the kernel
     record = PageRecord([span_of(t)])
     span = span_of(t)
     del t
