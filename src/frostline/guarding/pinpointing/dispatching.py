@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -111,7 +113,7 @@ class WriteDispatch(TorchDispatchMode):
         """Run the operator; tell the witness if it may write to watched memory."""
         kwargs = kwargs or {}
         if any(_unwraps(kind) for kind in types):
-            return NotImplemented  # it unwraps itself, and what it holds comes by here again
+            return NotImplemented  # what it holds comes by here afterwards
         names = self._touched(func, args, kwargs)
         if not names:
             return func(*args, **kwargs)
@@ -144,9 +146,11 @@ class WriteDispatch(TorchDispatchMode):
 
 
 def _unwraps(kind: type) -> bool:
-    """Whether a subclass of Tensor runs operators in its own way, as DTensor does."""
+    """Whether a subclass of Tensor runs operators on what it holds, as DTensor does."""
     own = getattr(kind, "__torch_dispatch__", None)
-    return own is not torch._C._disabled_torch_dispatch_impl
+    # These two have no memory, and are run by their own modes, which are below all others.
+    without_memory = issubclass(kind, (FakeTensor, FunctionalTensor))
+    return own is not torch._C._disabled_torch_dispatch_impl and not without_memory
 
 
 def _writes_of(func: Any) -> list[tuple[int, str]] | None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
+
+from torch._dynamo.eval_frame import skip_code
 
 from frostline.guarding.pinpointing import frames
 
@@ -33,7 +35,6 @@ class LineTracing:
         self._look = look
         self._process = 0
 
-    @property
     def is_following(self) -> bool:
         """Whether events are followed, in this process."""
         return self.on and os.getpid() == self._process
@@ -41,7 +42,7 @@ class LineTracing:
     @property
     def is_tracing_here(self) -> bool:
         """Whether the lines of the running thread are followed."""
-        return self.is_following and sys.gettrace() == self._on_call
+        return self.is_following() and sys.gettrace() == self._on_call
 
     def start(self) -> str | None:
         """Follow the user's lines; why this thread's are not followed, or None."""
@@ -66,13 +67,23 @@ class LineTracing:
         if sys.gettrace() == self._on_call:
             sys.settrace(None)
         # Frames of other threads too. Those of suspended generators were given back on `yield`.
-        for top in sys._current_frames().values():
+        for _, frame, trace in self._traced():
+            frame.f_trace = trace.previous
+
+    def is_shared(self) -> bool:
+        """Whether code of the user runs in several of the threads that are followed."""
+        return len({thread for thread, *_ in self._traced()}) > 1
+
+    def _traced(self) -> Iterator[tuple[int, FrameType, _FrameTrace]]:
+        """Every running frame that has a trace function of ours, with its thread."""
+        for thread, top in sys._current_frames().items():
             for frame in frames.callers(top):
-                if isinstance(frame.f_trace, _FrameTrace) and frame.f_trace.tracing is self:
-                    frame.f_trace = frame.f_trace.previous
+                trace = frame.f_trace
+                if isinstance(trace, _FrameTrace) and trace.tracing is self:
+                    yield thread, frame, trace
 
     def _on_call(self, frame: FrameType, event: str, arg: Any) -> _FrameTrace | None:
-        if not self.is_following:
+        if not self.is_following():
             # Stopped from another thread, or forked: this thread can take it back only itself.
             if sys.gettrace() == self._on_call:
                 sys.settrace(None)
@@ -99,7 +110,7 @@ class _FrameTrace:
         self.line = frame.f_lineno
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> _FrameTrace | None:
-        if not self.tracing.is_following:
+        if not self.tracing.is_following():
             frame.f_trace = self.previous
             return None
         if event in ("line", "return"):
@@ -110,3 +121,16 @@ class _FrameTrace:
             frame.f_trace = self.previous
             return None
         return self
+
+
+# Within compiled code the compiler would look at these frames too, and compile them.
+for _function in (
+    LineTracing._on_call,
+    LineTracing.is_following,
+    LineTracing.after,
+    _FrameTrace.__init__,
+    _FrameTrace.__call__,
+    frames.is_user,
+    frames.is_library_file.__wrapped__,
+):
+    skip_code(_function.__code__)

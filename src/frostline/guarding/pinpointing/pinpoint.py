@@ -21,6 +21,11 @@ UNSEEN = "unseen"
 NOWHERE = "no Python code"
 """The place of a write with no frame of Python above it."""
 
+SHARED = (
+    "several threads ran code of yours at once: a write that no dispatcher saw may be another "
+    "thread's than the one whose line is named. Run with one thread to be sure."
+)
+
 
 class Memory(Protocol):
     """Watched memory, as pinpointing sees it. Asked with all torch modes off, by one thread."""
@@ -65,8 +70,7 @@ class Pinpoint:
     Limits: threads that ran before `start`, and threads started in C, are not traced; their writes
     are put down to the line at which they were noticed. Other processes (DataLoader workers) are
     not watched. Two threads of user code that run at once may be taken for each other. What is
-    written and undone within one line is not seen, nor is a write of equal bytes. Code that is
-    exported or traced meanwhile is traced without frostline's compiler settings.
+    written and undone within one line is not seen, nor is a write of equal bytes.
 
     Args:
         memory: the memory to watch.
@@ -81,7 +85,7 @@ class Pinpoint:
         self.notes: list[str] = []
         self._memory = memory
         self._first: dict[str, Culprit] = {}
-        self._lines = LineTracing(self._after_line)
+        self._lines = LineTracing(torch.compiler.disable(self._after_line))
         self._mode = dispatching.WriteDispatch(dispatching.Ranges([]), self._around_operator)
         self._stance = EagerStance()
         self._running = False
@@ -89,6 +93,7 @@ class Pinpoint:
         self._asking = 0
         self._lock = threading.Lock()
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def start(self) -> None:
         """Begin, from now on: what changed before is nobody's. Twice is once."""
         if self._running:
@@ -96,16 +101,15 @@ class Pinpoint:
         self._thread, self._running = threading.get_ident(), True
         try:
             self.forget()
-            if refusal := self._stance.enter():
-                self._note(refusal)
-            else:
-                self._mode.enter()
+            self._stance.enter()
+            self._mode.enter()
             if refusal := self._lines.start():
                 self._note(refusal)
         except BaseException:
             self.stop()
             raise
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def stop(self) -> None:
         """Take back what `start` did, also what belongs to others' frames.
 
@@ -125,6 +129,7 @@ class Pinpoint:
         """Who changed this tensor first since the last `forget`."""
         return self._first.get(name)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forget(self) -> None:
         """Begin anew: what changed until now is answered, and where the memory is, asked again."""
         self._first.clear()
@@ -173,6 +178,8 @@ class Pinpoint:
         stack = [(user, user.f_lineno) for user in found[:DEPTH]]
         if stack and line is not None:
             stack[0] = stack[0][0], line
+        if operation == "line" and self._lines.is_shared():
+            self._note(SHARED)
         culprit = Culprit(
             names=tuple(names),
             where=frames.place(*stack[0]) if stack else NOWHERE,

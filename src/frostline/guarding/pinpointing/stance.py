@@ -16,16 +16,9 @@ class EagerStance:
     def __init__(self) -> None:
         self._held: set_stance | None = None
 
-    def enter(self) -> str | None:
-        """Make compiled code run eagerly; why that could not be done, or None."""
-        try:
-            self._held = torch.compiler.set_stance("force_eager")
-        except RuntimeError:  # an optimizer whose step is compiled calls its hooks inside of it
-            return (
-                "operators are not watched: pinpointing was started inside compiled code; "
-                "lines are traced all the same. Start it outside for the operators."
-            )
-        return None
+    def enter(self) -> None:
+        """Make compiled code run eagerly, in all threads."""
+        self._held = torch.compiler.set_stance("force_eager")
 
     def leave(self) -> None:
         """Give back what was before, unless somebody else has set another stance since."""
