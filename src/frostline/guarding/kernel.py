@@ -143,7 +143,7 @@ class WriteTracker:
 def collapse(start: int, length: int) -> bool:
     """Ask for huge pages, which make a scan eight times faster; content and addresses stay.
 
-    Memory that was never touched becomes real by it. Takes about 0.65 s for 1 GB. A write is
+    Memory that was never touched becomes real by it. Takes 0.65 to 2 s for 1 GB. A write is
     reported at its small page all the same. Gives False where the kernel cannot or may not.
     """
     madvise = _libc().madvise
