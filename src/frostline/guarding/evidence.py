@@ -187,9 +187,10 @@ def fingerprint(value: Any) -> Tensor | None:
         return None
     if type(value) not in (Tensor, nn.Parameter) or value.is_quantized or not value.numel():
         return None
-    positions = torch.unravel_index(_places(value.numel()), value.shape)
+    positions = torch.unravel_index(places(value.numel()), value.shape)
     return value.detach()[tuple(p.to(value.device) for p in positions)].cpu()
 
 
-def _places(count: int) -> Tensor:
+def places(count: int) -> Tensor:
+    """The flat positions of these values in a tensor of ``count`` elements."""
     return torch.linspace(0, count - 1, min(_PRINTS, count), dtype=torch.float64).long()
