@@ -113,3 +113,8 @@ def untraced() -> Iterator[None]:
     finally:
         sys.settrace(here)
         threading.settrace(threads)  # type: ignore[arg-type]
+
+
+def write(model: nn.Module) -> None:
+    """One write that the dispatcher sees."""
+    model.fc.bias.data.add_(1)

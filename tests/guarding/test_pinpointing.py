@@ -10,8 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from frostline.guarding.pinpointing import Culprit
-from tests.guarding.pinpointing_cases import marked, net, pinpoint, script, touched, untraced
+from frostline.guarding.pinpointing import Culprit, Pinpoint
+from tests.guarding.pinpointing_cases import (
+    Copies,
+    marked,
+    net,
+    pinpoint,
+    script,
+    touched,
+    untraced,
+)
 
 HEAD = """
 import ctypes
@@ -380,8 +388,6 @@ def test_what_changes_nothing_has_no_culprit(case: str, tmp_path: Path) -> None:
                            (slice(7, 9), ["x"]), (slice(4, 8), ["x"])]
 )  # fmt: skip
 def test_neighbours_in_one_storage(index: slice, changed: list[str]) -> None:
-    from tests.guarding.pinpointing_cases import Copies, Pinpoint
-
     flat = torch.zeros(12)
     memory = Copies({"x": flat[4:8]})
     found = Pinpoint(memory)
@@ -394,8 +400,6 @@ def test_neighbours_in_one_storage(index: slice, changed: list[str]) -> None:
 
 
 def test_interleaved_neighbour_is_compared_and_spared() -> None:
-    from tests.guarding.pinpointing_cases import Copies, Pinpoint
-
     table = torch.zeros(4, 6)
     memory = Copies({"even": table[:, ::2]})
     found = Pinpoint(memory)
@@ -451,3 +455,23 @@ def test_code_typed_in_is_the_users() -> None:
     found.stop()
     (culprit,) = found.culprits
     assert culprit.where == "<ipython-input-3-abc>:2"
+
+
+def test_nothing_is_compared_for_what_only_reads() -> None:
+    model = net().eval()
+    found, memory = pinpoint(model)
+    found.start()
+    model(torch.ones(2, 4)).sum().backward()
+    found.stop()
+    assert memory.asked == []
+
+
+def test_nested_ranges_are_all_found() -> None:
+    flat = torch.zeros(100)
+    memory = Copies({"all": flat, "part": flat[10:20], "late": flat[50:]})
+    found = Pinpoint(memory)
+    found.start()
+    flat[15].add_(1)
+    flat[70].add_(1)
+    found.stop()
+    assert [set(culprit.names) for culprit in found.culprits] == [{"all", "part"}, {"all", "late"}]

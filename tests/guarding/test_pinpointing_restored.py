@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.testing import CompileCounter
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from frostline.guarding.pinpointing import Pinpoint
-from tests.guarding.pinpointing_cases import Copies, net, pinpoint, touched, untraced
+from tests.guarding.pinpointing_cases import net, pinpoint, touched, untraced, write
 
 X = torch.ones(2, 4)
 
@@ -31,10 +27,6 @@ def _alone() -> Iterator[None]:
         yield
         assert touched()["stance"] == before
     torch._dynamo.reset()
-
-
-def write(model: nn.Module) -> None:
-    model.fc.bias.data.add_(1)
 
 
 def train(model: nn.Module, steps: int = 3) -> None:
@@ -319,203 +311,3 @@ def test_a_tracer_set_meanwhile_stays() -> None:
     sys.settrace(None)
     threading.settrace(None)  # type: ignore[arg-type]
     assert traces == (debugger, debugger)
-
-
-# --- other threads and processes -------------------------------------------------------------
-
-
-def in_thread(action: Callable[[], object]) -> None:
-    thread = threading.Thread(target=action)
-    thread.start()
-    thread.join()
-
-
-def test_stopped_from_another_thread_it_is_off_and_goes_later() -> None:
-    model = net()
-    found, _ = pinpoint(model)
-    before = touched()
-    found.start()
-    in_thread(found.stop)
-    write(model)
-    assert found.culprits == []
-    found.stop()
-    write(model)
-    assert touched() == before
-
-
-def test_a_thread_that_outlives_it_is_traced_no_more() -> None:
-    model = net()
-    found, memory = pinpoint(model)
-    begun, ended, traces = threading.Event(), threading.Event(), []
-
-    def quiet() -> None: ...
-
-    def work() -> None:
-        begun.set()
-        ended.wait()
-        quiet()
-        traces.append(sys.gettrace())
-        traces.append(sys._getframe().f_trace)
-
-    found.start()
-    thread = threading.Thread(target=work)
-    thread.start()
-    begun.wait()
-    found.stop()
-    looks = memory.looks
-    ended.set()
-    thread.join()
-    assert traces == [None, None]
-    assert memory.looks == looks
-
-
-def test_writes_of_two_threads_in_turn_each_have_their_line() -> None:
-    model = net()
-    found, _ = pinpoint(model)
-
-    def fill() -> None:
-        model.fc.bias.detach().numpy().fill(3)
-
-    found.start()
-    with ThreadPoolExecutor(1) as pool: pool.submit(fill).result()  # fmt: skip # noqa: E701
-    write(model)
-    found.stop()
-    assert [c.function.rpartition(".")[2] for c in found.culprits] == ["fill", "write"]
-
-
-def test_threads_at_once_are_told_of() -> None:
-    model = net()
-    found, _ = pinpoint(model)
-    begun, ended = threading.Event(), threading.Event()
-
-    def other() -> None:
-        begun.set()
-        ended.wait()
-
-    found.start()
-    model.fc.bias.detach().numpy().fill(3)
-    assert found.notes == []
-    thread = threading.Thread(target=other)
-    thread.start()
-    begun.wait()
-    model.fc.bias.detach().numpy().fill(4)
-    ended.set()
-    thread.join()
-    found.stop()
-    (note,) = found.notes
-    assert note.startswith("several threads")
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_is_not_watched() -> None:
-    model = net()
-    found, memory = pinpoint(model)
-    found.start()
-    looks = memory.looks
-    child = os.fork()
-    if child == 0:
-        write(model)
-        # A worker that looked would do so on another process's memory.
-        os._exit(len(found.culprits) + (sys.gettrace() is not None))
-    _, status = os.waitpid(child, 0)
-    found.stop()
-    assert os.waitstatus_to_exitcode(status) == 0
-    assert memory.looks > looks
-    assert found.culprits == []
-
-
-# --- the compiler ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("fullgraph", [False, True])
-@pytest.mark.parametrize("first", ["compiled before", "compiled meanwhile"])
-def test_compilation_goes_on_afterwards(fullgraph: bool, first: str) -> None:
-    counter = CompileCounter()
-    model = net().eval()
-    compiled = torch.compile(model, backend=counter, fullgraph=fullgraph, dynamic=False)
-    if first == "compiled before":
-        compiled(X)
-    graphs = counter.frame_count
-    found, _ = pinpoint(model)
-    before = touched()
-    found.start()
-    compiled(X)
-    compiled(torch.ones(5, 4))
-    assert counter.frame_count == graphs
-    found.stop()
-    assert touched() == before
-    for rows in (2, 3):
-        compiled(torch.ones(rows, 4))
-    assert counter.frame_count == 2
-    torch.compile(net().eval(), backend=counter, fullgraph=fullgraph)(X)
-    assert counter.frame_count == 3
-
-
-@pytest.mark.parametrize("fullgraph", [False, True])
-def test_compiled_under_a_stance_of_the_user_within(fullgraph: bool) -> None:
-    """Ours is undone by it, so code is compiled under the mode; still nothing is lost."""
-    counter = CompileCounter()
-    found, _ = pinpoint(net())
-    found.start()
-    model = net().eval()
-    with torch.compiler.set_stance("default"):
-        torch.compile(model, backend=counter, fullgraph=fullgraph, dynamic=False)(X)
-    assert touched()["stance"].stance == "force_eager"
-    found.stop()
-    assert counter.frame_count == 1
-    other = torch.compile(net().eval(), backend=counter, fullgraph=fullgraph, dynamic=False)
-    other(torch.ones(3, 4))
-    assert counter.frame_count == 2
-
-
-def test_a_stance_of_the_user_around_it_comes_back() -> None:
-    with torch.compiler.set_stance("eager_on_recompile"):
-        found, _ = pinpoint(net())
-        found.start()
-        assert touched()["stance"].stance == "force_eager"
-        found.stop()
-        assert touched()["stance"].stance == "eager_on_recompile"
-
-
-def test_started_from_within_compiled_code() -> None:
-    model = net()
-    found, _ = pinpoint(model)
-
-    @torch.compiler.disable
-    def start() -> None:
-        found.start()
-
-    @torch.compile(backend="eager")
-    def step(x: torch.Tensor) -> torch.Tensor:
-        x = x + 1
-        start()
-        return x * 2
-
-    before = touched()
-    step(X)
-    assert found.notes == []
-    write(model)
-    found.stop()
-    assert touched() == before
-    assert [culprit.operation for culprit in found.culprits] == ["aten.add_"]
-
-
-def test_nothing_is_compared_for_what_only_reads() -> None:
-    model = net().eval()
-    found, memory = pinpoint(model)
-    found.start()
-    model(X).sum().backward()
-    found.stop()
-    assert memory.asked == []
-
-
-def test_nested_ranges_are_all_found() -> None:
-    flat = torch.zeros(100)
-    memory = Copies({"all": flat, "part": flat[10:20], "late": flat[50:]})
-    found = Pinpoint(memory)
-    found.start()
-    flat[15].add_(1)
-    flat[70].add_(1)
-    found.stop()
-    assert [set(culprit.names) for culprit in found.culprits] == [{"all", "part"}, {"all", "late"}]

@@ -59,6 +59,11 @@ def callers(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
+def outside(frame: FrameType | None) -> Iterator[FrameType]:
+    """The callers that are neither torch's nor ours, innermost first."""
+    return (caller for caller in callers(frame) if not caller.f_code.co_filename.startswith(_OURS))
+
+
 def users(frame: FrameType | None) -> list[FrameType]:
     """The user's frames among the callers, innermost first.
 
@@ -66,14 +71,11 @@ def users(frame: FrameType | None) -> list[FrameType]:
     frames that are neither torch's nor ours nor Python's.
     """
     found = [caller for caller in callers(frame) if is_user(caller)]
-    return found or [caller for caller in callers(frame) if _is_package(caller)]
+    return found or [caller for caller in outside(frame) if _is_installed(caller)]
 
 
-def _is_package(frame: FrameType) -> bool:
-    filename = frame.f_code.co_filename
-    path = os.path.abspath(filename)
-    installed = not _INSTALLED.isdisjoint(path.split(os.sep))
-    return installed and not filename.startswith("<") and not path.startswith(_OURS)
+def _is_installed(frame: FrameType) -> bool:
+    return not _INSTALLED.isdisjoint(frame.f_code.co_filename.split(os.sep))
 
 
 def place(frame: FrameType, line: int | None = None) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -67,20 +67,19 @@ class LineTracing:
         if sys.gettrace() == self._on_call:
             sys.settrace(None)
         # Frames of other threads too. Those of suspended generators were given back on `yield`.
-        for _, frame, trace in self._traced():
-            frame.f_trace = trace.previous
+        for top in sys._current_frames().values():
+            for frame in filter(self._is_traced, frames.callers(top)):
+                frame.f_trace = frame.f_trace.previous  # type: ignore[union-attr]
 
     def is_shared(self) -> bool:
-        """Whether code of the user runs in several of the threads that are followed."""
-        return len({thread for thread, *_ in self._traced()}) > 1
+        """Whether another thread is at a line of the user's, not waiting in a library."""
+        tops = sys._current_frames()
+        del tops[threading.get_ident()]
+        # Above the line may be this very tracing, which torch calls.
+        return any(self._is_traced(next(frames.outside(top), top)) for top in tops.values())
 
-    def _traced(self) -> Iterator[tuple[int, FrameType, _FrameTrace]]:
-        """Every running frame that has a trace function of ours, with its thread."""
-        for thread, top in sys._current_frames().items():
-            for frame in frames.callers(top):
-                trace = frame.f_trace
-                if isinstance(trace, _FrameTrace) and trace.tracing is self:
-                    yield thread, frame, trace
+    def _is_traced(self, frame: FrameType) -> bool:
+        return isinstance(frame.f_trace, _FrameTrace) and frame.f_trace.tracing is self
 
     def _on_call(self, frame: FrameType, event: str, arg: Any) -> _FrameTrace | None:
         if not self.is_following():
