@@ -19,6 +19,7 @@ ROOT_NAMES = [
     "digest",
     "errors",
     "freeze",
+    "guard",
     "manifest",
     "parts",
     "types",

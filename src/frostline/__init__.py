@@ -6,6 +6,7 @@ from frostline.attribution import attribute as attribute
 from frostline.freezing import freeze as freeze
 from frostline.freezing import parts as parts
 from frostline.freezing import unfreeze as unfreeze
+from frostline.guarding import guard as guard
 from frostline.manifests import digest as digest
 from frostline.manifests import manifest as manifest
 from frostline.selection import FLAGGED as FLAGGED

@@ -28,7 +28,9 @@ HOST = "xxh3-128"
 DEVICE = "mlh64x2"
 
 _LANES = 2
-_BLOCK = 1 << 16  # words that share one set of keys: 256 KiB of content
+_BLOCK = 1 << 16  # words that share one set of keys
+BLOCK = 4 * _BLOCK
+"""Bytes of content that share one set of keys, and have one sum in each lane."""
 _CHUNK = 4 << 20  # bytes at a time: 8 MiB of 64-bit words, 8 MiB of products, 8 MiB of copies
 _MASK = (1 << 64) - 1
 
@@ -185,6 +187,38 @@ def lanes(chunks: Iterable[Tensor], key: int) -> list[int]:
         total = part if total is None else total + part
         block += sums.shape[1]
     return [0] * _LANES if total is None else [lane & _MASK for lane in total.tolist()]
+
+
+def block_sums(piece: Tensor, key: int, first: int, last: int) -> Tensor:
+    """The sums of `mlh64x2` for some blocks of a dense tensor, on its own device.
+
+    Nothing is read back, so nothing waits for the device.
+
+    Args:
+        piece: a dense tensor; its content is cut into blocks of `BLOCK` bytes.
+        key: as for `checksum`.
+        first: number of the first block.
+        last: number of the block after the last one; what is beyond the end is left out.
+
+    Returns:
+        int64 of shape (lanes, blocks).
+    """
+    flat = _bytes(piece)
+    last = min(last, -(-flat.numel() // BLOCK))
+    table, per_chunk = _table(key, piece.device), _CHUNK // BLOCK
+    sums = [
+        _block_sums(_words(flat[start * BLOCK : min(start + per_chunk, last) * BLOCK]), table)
+        for start in range(first, last, per_chunk)
+    ]
+    return torch.cat(sums, 1) if sums else table.new_empty((_LANES, 0))
+
+
+def _bytes(piece: Tensor) -> Tensor:
+    """The content as one flat uint8 tensor; a view where the memory is the content."""
+    chunks = list(_content.chunks(piece, max(1, _content.byte_size(piece))))
+    if len(chunks) == 1:
+        return chunks[0]
+    return torch.cat([torch.empty(0, dtype=torch.uint8, device=piece.device), *chunks])
 
 
 def _recut(chunks: Iterable[Tensor], unit: int) -> Iterator[Tensor]:

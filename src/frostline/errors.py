@@ -4,6 +4,7 @@ FrostlineError
 ├── SelectionError (ValueError)          a selector matches nothing, or what it asks for cannot be
 ├── FreezeError (RuntimeError)           this model, module or optimizer cannot be frozen or held
 ├── FrozenStateChanged (RuntimeError)    what is frozen changed; carries .changes and .report
+├── PagesUnavailable (RuntimeError)      the kernel cannot or may not track writes here
 ├── SharedMemory (ValueError)            a state dict compared with its own live model
 ├── ManifestError (ValueError)           a manifest is malformed, of another version, or empty
 ├── UnsupportedTensor (TypeError)        content that cannot be read: meta, sparse, opaque subclass
@@ -50,6 +51,10 @@ class FrozenStateChanged(FrostlineError, RuntimeError):
         super().__init__(message)
         self.changes = list(changes)
         self.report = report
+
+
+class PagesUnavailable(FrostlineError, RuntimeError):
+    """The kernel cannot or may not track writes here; the message says why."""
 
 
 class SharedMemory(FrostlineError, ValueError):

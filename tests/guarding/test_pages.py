@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from frostline.guarding import kernel, pages
-from frostline.guarding.pages import PAGE, PageRecord, PagesUnavailable, interior
+from frostline.errors import PagesUnavailable
+from frostline.guarding.pages import PAGE, PageRecord, interior
 from frostline.guarding.ranges import joined
 from tests.guarding import page_writers
 from tests.guarding.in_child import LIBC, Scratch, in_child, refuse
@@ -121,7 +122,7 @@ def test_large_ranges_alone_become_huge_pages_and_keep_content(large):
     t = torch.randn((pages.COLLAPSE - PAGE) // 4 + (4096 if large else 0))
     before, start = t.clone(), t.data_ptr()
     low, high = span_of(t)
-    record = PageRecord([(low, high)])
+    record = PageRecord([(low, high)], huge=True)
     assert (t.data_ptr(), torch.equal(t, before)) == (start, True)
     assert (huge_bytes((low + high) // 2) > 0) is large
     assert (record.written(), record.verify()) == ([], [])

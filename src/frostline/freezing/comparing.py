@@ -27,10 +27,17 @@ def changes(
     live = {entry.name: entry for entry in named_tensors(model)}
     return [
         *_content(live, terms, seal, objects),
-        *_flags(live, terms),
-        *_modes(model, terms),
-        *_added(model, live, terms),
+        *_structure(model, live, terms),
     ]
+
+
+def structure(model: nn.Module, terms: Terms) -> list[Change]:
+    """Flags, modes and additions; no tensor is read."""
+    return _structure(model, {entry.name: entry for entry in named_tensors(model)}, terms)
+
+
+def _structure(model: nn.Module, live: Mapping[str, NamedTensor], terms: Terms) -> list[Change]:
+    return [*_flags(live, terms), *_modes(model, terms), *_added(model, live, terms)]
 
 
 def _content(

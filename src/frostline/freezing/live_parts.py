@@ -7,6 +7,7 @@ optimizer step and before it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Protocol
 from weakref import WeakSet
 
@@ -65,6 +66,24 @@ def discard(part: LivePart) -> None:
 def all_parts() -> list[LivePart]:
     """The living parts."""
     return list(_live)
+
+
+Shrinking = Callable[[LivePart], None]
+
+_told: list[Shrinking] = []
+
+
+def on_shrink(callback: Shrinking) -> Callable[[], None]:
+    """Call ``callback`` before a part lets go of anything; the answer takes it back."""
+    _told.append(callback)
+    return lambda: _told.remove(callback)
+
+
+def about_to_shrink(parts: Iterable[LivePart]) -> None:
+    """These parts are about to let go: whoever watches them looks a last time."""
+    for part in list(parts):
+        for callback in list(_told):
+            callback(part)
 
 
 def mode_was_written(module: nn.Module, mode: bool) -> None:

@@ -150,7 +150,17 @@ class FrozenPart(Result):
             "modules": list(t.modules),
         }
 
+    @property
+    def undone(self) -> bool:
+        """Whether it holds nothing any more."""
+        return self._undone
+
     # --- whether it held -----------------------------------------------------------------
+
+    def structure_changes(self) -> list[Change]:
+        """Flags and modes that are not as they should be, and additions; reads no tensor."""
+        self._refuse_if_undone()
+        return comparing.structure(self.model, self._terms)
 
     @property
     def sealed(self) -> bool:

@@ -138,19 +138,24 @@ def _value_change(sealed: SealedTensor, name: str, tensor: Tensor) -> Change:
     if sealed.copy is None:
         return Change(name, "value")
     old, new = sealed.copy, tensor.detach().to(sealed.copy.device)
-    differ = _bits_differ(old, new)
+    differ = bits_differ(old, new)
     return Change(
-        name, "value", max_abs=_max_abs(old, new), changed_elements=int(differ.sum().item())
+        name,
+        "value",
+        max_abs=largest_difference(old, new),
+        changed_elements=int(differ.sum().item()),
+        elements=new.numel(),
     )
 
 
-def _bits_differ(old: Tensor, new: Tensor) -> Tensor:
+def bits_differ(old: Tensor, new: Tensor) -> Tensor:
     """One bool an element."""
     pair = [t.contiguous().reshape(-1).view(torch.uint8).view(t.numel(), -1) for t in (old, new)]
     return (pair[0] != pair[1]).any(1)
 
 
-def _max_abs(old: Tensor, new: Tensor) -> float | None:
+def largest_difference(old: Tensor, new: Tensor) -> float | None:
+    """The largest absolute difference of two elements."""
     wide = torch.complex128 if old.is_complex() else torch.float64
     return (new.to(wide) - old.to(wide)).abs().max().item()
 

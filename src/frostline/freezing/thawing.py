@@ -19,6 +19,7 @@ from frostline.selection import select as choose
 
 def undo(part: live_parts.LivePart) -> None:
     """Take everything back that ``part`` asked for; what another part covers stays frozen."""
+    live_parts.about_to_shrink([part])
     live_parts.discard(part)
     root, id_, frozen = part.root_or_none(), part.id, part.flags_before()
     modules = _modules(root, part)
@@ -122,6 +123,7 @@ def unfreeze(model: nn.Module, select: Selector = None) -> list[nn.Parameter]:
     places = [entry for entry in chosen.tensors if entry.kind == "parameter"]
     _refuse_half_of_a_tied_tensor(root, places)
     thawed = [p for p in _unique(places) if not p.requires_grad and _can_require_grad(p)]
+    live_parts.about_to_shrink(live_parts.all_parts())
     was_held = _release(chosen, places)
     for parameter in thawed:
         parameter.requires_grad_(True)

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
-from frostline.errors import FrostlineError
+from frostline.errors import PagesUnavailable
 from frostline.guarding import kernel
 from frostline.guarding.ranges import Range, common, joined, without
 
@@ -29,10 +29,6 @@ _GAP = 1 << 20
 A call costs 2 microseconds, memory between that is not watched nearly nothing. A span is not longer
 than that because the kernel tells drivers (of GPUs) about the span of a scan.
 """
-
-
-class PagesUnavailable(FrostlineError, RuntimeError):
-    """The kernel cannot or may not track writes here; the message says why."""
 
 
 def interior(start: int, end: int) -> Range:
@@ -54,6 +50,7 @@ class PageRecord:
     Args:
         ranges: address ranges of whole pages, as :func:`interior` gives them. The memory should
             be this process's own: writes by other processes are not seen.
+        huge: whether to make large ranges of huge pages.
 
     Raises:
         PagesUnavailable: nothing is watched then.
@@ -66,7 +63,7 @@ class PageRecord:
         []
     """
 
-    def __init__(self, ranges: Sequence[Range]) -> None:
+    def __init__(self, ranges: Sequence[Range], *, huge: bool = False) -> None:
         for start, end in ranges:
             if start % PAGE or end % PAGE:
                 raise ValueError(
@@ -77,6 +74,7 @@ class PageRecord:
         self.spans = joined(ranges, _GAP)
         self.pending: list[Range] = []
         self.lost: list[Range] = []
+        self.huge = huge
         self.closed = False
         with _witness.lock:
             _witness.add(self)
@@ -143,7 +141,9 @@ class _Witness:
             for other in self.records:
                 self.look_for_losses(other, common(other.ranges, record.ranges))
         for start, end in without(record.ranges, held):
-            if end - start >= COLLAPSE:  # before watching: the kernel leaves marked pages alone
+            if (
+                record.huge and end - start >= COLLAPSE
+            ):  # before watching: the kernel leaves marked pages alone
                 kernel.collapse(start, end - start)
         tracker = self._tracker()
         for start, end in record.ranges:

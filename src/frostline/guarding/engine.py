@@ -1,0 +1,431 @@
+"""The engine: all tiers over one target. It finds and sizes changes; answering is the guard's."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from frostline._names import NamedTensor, named_tensors
+from frostline._results import ChangeKind
+from frostline.errors import PagesUnavailable
+from frostline.guarding import page_tier
+from frostline.guarding.arguments import Proof
+from frostline.guarding.identity import Identity, Look, is_frozen_parameter, unique
+from frostline.guarding.kernel import why_unavailable
+from frostline.guarding.mappings import Private
+from frostline.guarding.page_tier import PageTier
+from frostline.guarding.patrol import LEAST_SECONDS, Patrol
+from frostline.guarding.reference import Reference
+from frostline.guarding.target import Target, Watched
+
+_TRIED = 16  # looks before it is decided whether they are too slow
+
+SMALL = 1 << 20
+"""Bytes of the smallest tensors of which full copies are kept, at least; else 1 % of all."""
+
+
+@dataclass(eq=False)
+class Suspect:
+    """A tensor that is not as it was.
+
+    Attributes:
+        watched: which.
+        reference: its content as it was.
+        kind: what differs.
+        tier: which look saw it.
+        now: the tensor at its name now; None if there is none.
+        rebound: whether its memory is elsewhere.
+        replaced: whether it is another object.
+    """
+
+    watched: Watched
+    reference: Reference
+    kind: ChangeKind
+    tier: str
+    now: Tensor | None
+    rebound: bool = False
+    replaced: bool = False
+
+
+@dataclass
+class Clock:
+    """How often a tier looked, and how long that took."""
+
+    looks: int = 0
+    seconds: float = 0.0
+
+    def add(self, started: float) -> None:
+        """Count a look that began at ``started``."""
+        self.looks += 1
+        self.seconds += time.perf_counter() - started
+
+
+class Engine:
+    """Looks at a target, tier by tier.
+
+    Args:
+        target: what to watch; its content now is what has to stay.
+        overhead: fraction of a step's time that the patrol may take.
+        proof: which tiers may run; see :func:`frostline.guard`.
+        keep_copies: whether to keep every old value, so that all can be put back.
+
+    Raises:
+        PagesUnavailable: ``proof="pages"``, and the kernel cannot vouch for everything.
+        UnsupportedTensor: a content cannot be read.
+    """
+
+    def __init__(
+        self, target: Target, *, overhead: float, proof: Proof, keep_copies: bool = False
+    ) -> None:
+        self.target = target
+        self.overhead, self.proof = overhead, proof
+        self.key = int.from_bytes(os.urandom(8), "little")
+        self._keep_copies = keep_copies
+        self._references: dict[int, Reference] = {}
+        self._refer_to(target.tensors)
+        self.notes: list[str] = []
+        self.let_go: list[str] = []
+        self.known: set[int] = set()
+        self.clocks = {name: Clock() for name in ("identity", "pages", "content", "full check")}
+        self.pages: PageTier | None = None
+        self._huge = False
+        self.pages_broken = self.cut_short = False
+        self.unwatched: dict[str, list[str]] = {}
+        self.identity = Identity(target)
+        self._bind()
+
+    # --- what it holds --------------------------------------------------------------------
+
+    def _refer_to(self, tensors: Iterable[Watched]) -> None:
+        new = [w for w in tensors if id(w) not in self._references]
+        small = _smallest(new)
+        for watched in new:
+            copy = self._keep_copies or id(watched) in small
+            self._references[id(watched)] = Reference(
+                watched.name, watched.tensor, self.key, keep_copy=copy
+            )
+
+    def reference(self, watched: Watched) -> Reference:
+        """The content of ``watched`` as it was."""
+        return self._references[id(watched)]
+
+    @property
+    def references(self) -> list[Reference]:
+        """The content of all, as it was."""
+        return [self._references[id(w)] for w in self.target.tensors]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are watched."""
+        return sum(reference.nbytes for reference in self.references)
+
+    def _bind(self) -> None:
+        """Give every reference to the tier that can vouch for it."""
+        paged, others = self._split()
+        written = self.pages.equal_writes if self.pages is not None else {}
+        self.close()
+        try:
+            if paged:
+                self.pages = PageTier(paged, huge=self._huge)
+                self.pages.equal_writes = written
+        except PagesUnavailable as refusal:
+            if self.proof == "pages":
+                raise
+            self.unwatched[str(refusal)] = [r.name for r in paged]
+            others = self.references
+        self.patrol = Patrol(others, self.overhead)
+
+    def _split(self) -> tuple[list[Reference], list[Reference]]:
+        if self.proof == "content":
+            return [], self.references
+        why = why_unavailable()
+        private = Private()
+        paged, self.unwatched = [], {}
+        for reference in self.references:
+            reason = why or page_tier.why_not(reference, private)
+            if reason is None:
+                paged.append(reference)
+            else:
+                self.unwatched.setdefault(reason, []).append(reference.name)
+        if self.unwatched and self.proof == "pages":
+            reason, names = next(iter(self.unwatched.items()))
+            raise PagesUnavailable(
+                f"{names[0]}: {reason}. Use proof='auto', which reads the content of what the "
+                "kernel cannot vouch for"
+            )
+        watched = set(map(id, paged))
+        return paged, [r for r in self.references if id(r) not in watched]
+
+    @property
+    def pages_vouch(self) -> bool:
+        """Whether the kernel's record covers every byte, and was never broken."""
+        return self.pages is not None and not self.patrol.nbytes and not self.pages_broken
+
+    @property
+    def all_notes(self) -> list[str]:
+        """What is worth knowing and no alarm."""
+        written = self.pages.equal_writes if self.pages is not None else {}
+        return [
+            *self.notes,
+            *(
+                f"{name} was written {'once' if n == 1 else f'{n:,} times'} with the bytes that it "
+                "had, or written and put back"
+                for name, n in written.items()
+            ),
+        ]
+
+    def rebind(self) -> None:
+        """After restoring or replacing: what is there now is looked at from now on."""
+        for watched in self.target.tensors:
+            self.reference(watched).rebind(watched.tensor)
+        self.identity.rebase()
+        self._bind()
+
+    def restored(self, suspects: Iterable[Suspect]) -> None:
+        """These are as they were again: look at them as before."""
+        self.known.difference_update(id(s.watched) for s in suspects)
+        self.rebind()
+
+    def close(self) -> None:
+        """Watch no more."""
+        if self.pages is not None:
+            self.pages.close()
+            self.pages = None
+
+    # --- looking --------------------------------------------------------------------------
+
+    def look(self, step_seconds: float | None) -> list[Suspect]:
+        """What the cheap tiers see now."""
+        found = self._look_at_identity()
+        if self.pages is not None:
+            started = time.perf_counter()
+            found += self._suspects(self.pages.look(), "pages")
+            self.clocks["pages"].add(started)
+            if self._should_be_huge(step_seconds):
+                found += self._make_huge()
+        started = time.perf_counter()
+        if self.patrol.nbytes and self.overhead > 0:
+            found += self._suspects(self.patrol.run(step_seconds), "content")
+            self.clocks["content"].add(started)
+        return self._once(found)
+
+    def _should_be_huge(self, step_seconds: float | None) -> bool:
+        """Whether asking the kernel takes more than its share of the steps, and could take less."""
+        clock = self.clocks["pages"]
+        if self._huge or self.pages is None or step_seconds is None or clock.looks < _TRIED:
+            return False
+        slow = clock.seconds / clock.looks > max(LEAST_SECONDS, self.overhead * step_seconds)
+        return slow and self.pages.could_be_huge
+
+    def _make_huge(self) -> list[Suspect]:
+        """Huge pages are asked faster. The record begins anew, so every byte is read once."""
+        self._huge = True
+        self._bind()
+        differing = [r for r in self.references if r.differs]
+        return self._suspects(differing, "pages")
+
+    def full_check(self, seconds: float | None = None) -> list[Suspect]:
+        """Look everything up and read every byte, for at most ``seconds`` if that is given."""
+        started = time.perf_counter()
+        self.clear_verdicts()
+        found = self._look_at_identity(everything=True)
+        for number, watched in enumerate(list(self.target.tensors)):
+            if seconds is not None and time.perf_counter() - started > seconds:
+                self.notes.append(
+                    f"the last full check stopped after {seconds:g} s, {number} of "
+                    f"{len(self.target.tensors)} tensors read"
+                )
+                self.cut_short = True
+                break
+            if id(watched) not in self.known and self.reference(watched).differs:
+                found += [self._suspect(watched, "full check")]
+        if self.pages is not None and not self.pages.unbroken():
+            self.pages_broken = True
+        self.clocks["full check"].add(started)
+        return self._once(found)
+
+    def clear_verdicts(self) -> None:
+        """Take what devices still had to say; a full check says it all again."""
+        self.patrol.rest()
+
+    def _once(self, found: list[Suspect]) -> list[Suspect]:
+        """The first suspicion of each tensor that was not reported yet, in the model's order."""
+        first = {id(s.watched): s for s in reversed(found) if id(s.watched) not in self.known}
+        if len(first) < 2:
+            return list(first.values())
+        order = {id(w): number for number, w in enumerate(self.target.tensors)}
+        return sorted(first.values(), key=lambda s: order.get(id(s.watched), len(order)))
+
+    def _suspects(self, references: Iterable[Reference], tier: str) -> list[Suspect]:
+        found = list(references)
+        if not found:
+            return []
+        by_reference = {id(self.reference(w)): w for w in self.target.tensors}
+        return [self._suspect(by_reference[id(r)], tier) for r in found if id(r) in by_reference]
+
+    def _suspect(self, watched: Watched, tier: str) -> Suspect:
+        return Suspect(watched, self.reference(watched), "value", tier, watched.tensor)
+
+    def _look_at_identity(self, everything: bool = False) -> list[Suspect]:
+        started = time.perf_counter()
+        look = self.identity.look()
+        found: list[Suspect] = []
+        if look.replaced or look.modules or everything:
+            found += self._look_up_again()
+        if look.moved:
+            found += [s for w in unique(look.moved) if (s := self._moved(w)) is not None]
+        flagged = self._flagged(look, everything)
+        found += flagged
+        if found or look.moved or look.replaced or look.modules:
+            self.identity.rebase()
+            self._bind()
+        self.clocks["identity"].add(started)
+        return found
+
+    def _moved(self, watched: Watched) -> Suspect | None:
+        """The same object with other memory: a move, or another content."""
+        reference = self.reference(watched)
+        suspect = Suspect(watched, reference, "value", "identity", watched.tensor, rebound=True)
+        if reference.rebind(watched.tensor):
+            if reference.differs:
+                return suspect
+            self._note(f"{watched.name} moved to other memory, equal bytes")
+            return None
+        suspect.kind = _kind_of(reference, watched.tensor)
+        return suspect
+
+    def _look_up_again(self) -> list[Suspect]:
+        """Every name, from the models down."""
+        live = _live(self.target)
+        found: list[Suspect] = []
+        for watched in list(self.target.tensors):
+            for place in list(watched.places):
+                entry = live.get(place.name)
+                if entry is None:
+                    found += self._missing(watched, place)
+                elif entry.tensor is not watched.tensor:
+                    found += self._replaced(watched, place, entry)
+                elif entry.owner is not place.owner:
+                    place.owner = entry.owner
+        return found
+
+    def _missing(self, watched: Watched, place: NamedTensor) -> list[Suspect]:
+        if id(watched) in self.known:
+            return []
+        reference = self.reference(watched)
+        self._drop_place(watched, place)
+        alone = Watched(place.name, [place], watched.tensor, watched.by_flag, watched.part)
+        return [Suspect(alone, reference, "missing", "identity", None)]
+
+    def _replaced(self, watched: Watched, place: NamedTensor, entry: NamedTensor) -> list[Suspect]:
+        """Another object at a name: what counts is its content."""
+        self._drop_place(watched, place)
+        named = NamedTensor(
+            place.name, entry.tensor, entry.kind, entry.persistent, entry.owner, entry.attribute
+        )
+        new = self._standing(entry.tensor)
+        if new is None:
+            new = Watched(place.name, [], entry.tensor, watched.by_flag, watched.part)
+            self._references[id(new)] = self.reference(watched).copy()
+            self.target.tensors.append(new)
+        new.places.append(named)
+        reference = self.reference(new)
+        suspect = Suspect(new, reference, "value", "identity", entry.tensor, True, True)
+        if id(watched) in self.known:
+            self.known.add(id(new))
+            return []
+        if not reference.rebind(entry.tensor):
+            suspect.kind = _kind_of(reference, entry.tensor)
+            return [suspect]
+        if not reference.differs:
+            suspect.kind = "replaced"
+        return [suspect]
+
+    def _standing(self, tensor: Tensor) -> Watched | None:
+        """A tied tensor is replaced at several places by one object."""
+        return next((w for w in self.target.tensors if w.tensor is tensor), None)
+
+    def _drop_place(self, watched: Watched, place: NamedTensor) -> None:
+        watched.places = [other for other in watched.places if other is not place]
+        if not watched.places:
+            self.target.tensors = [w for w in self.target.tensors if w is not watched]
+
+    def _flagged(self, look: Look, everything: bool) -> list[Suspect]:
+        """Parameters whose flag was switched on: thawed by their owner, or by somebody else."""
+        candidates = self.target.tensors if everything else look.flagged
+        found = []
+        for watched in list(candidates):
+            if not (watched.tensor.requires_grad and is_frozen_parameter(watched)):
+                continue
+            if watched.by_flag:
+                found += self.release(watched, "became trainable")
+            elif id(watched) not in self.known:
+                suspect = self._suspect(watched, "identity")
+                suspect.kind = "requires_grad"
+                found.append(suspect)
+        return found
+
+    def release(self, watched: Watched, why: str) -> list[Suspect]:
+        """Check a tensor a last time and watch it no more."""
+        last = [self._suspect(watched, "identity")] if self._differs_unknown(watched) else []
+        self.target.tensors = [w for w in self.target.tensors if w is not watched]
+        self.let_go.append(watched.name)
+        self._note(f"{watched.name} {why} and was let go")
+        return last
+
+    def _differs_unknown(self, watched: Watched) -> bool:
+        return id(watched) not in self.known and self.reference(watched).differs
+
+    def admit(self, tensors: Iterable[Watched]) -> None:
+        """Watch these too, as they are now."""
+        new = list(tensors)
+        self.target.tensors += new
+        self._refer_to(new)
+        self.identity.rebase()
+        self._bind()
+
+    def settle(self, suspects: Iterable[Suspect]) -> None:
+        """Report these once only: they are known to differ."""
+        self.known.update(id(s.watched) for s in suspects)
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+def _live(target: Target) -> dict[str, NamedTensor]:
+    if len(target.models) == 1:
+        return {entry.name: entry for entry in named_tensors(target.models[0])}
+    return {
+        f"{type(model).__name__}[{i}].{entry.name}": entry
+        for i, model in enumerate(target.models)
+        for entry in named_tensors(model)
+    }
+
+
+def _kind_of(reference: Reference, tensor: Tensor) -> ChangeKind:
+    """What of its description is another."""
+    if list(tensor.shape) != reference.shape:
+        return "shape"
+    return "dtype"
+
+
+def _smallest(tensors: list[Watched]) -> set[int]:
+    """The smallest tensors, up to 1 % of the bytes, so that running statistics have numbers."""
+    sizes = {id(w): _size(w.tensor) for w in tensors}
+    budget = max(SMALL, sum(sizes.values()) // 100)
+    chosen: set[int] = set()
+    for key in sorted(sizes, key=sizes.__getitem__):
+        budget -= sizes[key]
+        if budget < 0:
+            break
+        chosen.add(key)
+    return chosen
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,448 @@
+"""FreezeGuard: the life of a guard, from its entry to the report."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from frostline._results import Change
+from frostline.errors import FreezeError, FrozenStateChanged
+from frostline.freezing import live_parts
+from frostline.guarding import (
+    observing,
+    preflight,
+    rank_check,
+    rounds,
+    target,
+    telling,
+)
+from frostline.guarding.answers import answer_for
+from frostline.guarding.arguments import OnChange, Pinpoint, Proof
+from frostline.guarding.engine import Engine, Suspect
+from frostline.guarding.explaining import Explaining
+from frostline.guarding.idle import IdleWatch
+from frostline.guarding.report import GuardReport
+from frostline.guarding.tiers import tiers
+from frostline.guarding.witness import Witness
+from frostline.selection import Selector
+
+LIMIT = 5.0
+"""Seconds that the last check may take when the guard is left by an exception."""
+
+
+class FreezeGuard:
+    """What :func:`frostline.guard` returns: a context manager that watches.
+
+    Guards may be nested, and may overlap.
+    """
+
+    def __init__(
+        self,
+        target_: target.Guardable,
+        select: Selector,
+        overhead: float,
+        on_change: OnChange | Literal["collect"],
+        pinpoint: Pinpoint,
+        proof: Proof,
+    ) -> None:
+        self._asked = (target_, select)
+        self._overhead, self._proof = overhead, proof
+        self._on_change = on_change
+        self._pinpoint = pinpoint
+        self._lock = threading.RLock()
+        self._state: Literal["new", "watching", "over"] = "new"
+        found = self._resolve()
+        self._report = GuardReport(found.text, len(found.tensors), 0)
+
+    def _resolve(self) -> target.Target:
+        target_, select = self._asked
+        if self._on_change == "collect" and isinstance(target_, nn.Module):
+            return target.by_flags(target_, select)
+        return target.resolve(target_, select)
+
+    # --- the life of a guard ----------------------------------------------------------------
+
+    def __enter__(self) -> FreezeGuard:
+        if self._state != "new":
+            raise FreezeError(
+                "this guard was entered before; make a new one: with fl.guard(...) as guard"
+            )
+        started = time.perf_counter()
+        with ExitStack() as undo:
+            self._begin(undo)
+            self._undo = undo.pop_all()
+        self._state = "watching"
+        self._report.seconds["entry"] = time.perf_counter() - started
+        return self
+
+    def _begin(self, undo: ExitStack) -> None:
+        self._pid = os.getpid()
+        self._rounds = rounds.Rounds()
+        self._durations: list[float] = []
+        self._last_end: float | None = None
+        self._spent = 0.0
+        self._clean_at = self._full_at = 0
+        self._shrunk = False
+        self._late: list[Change] = []
+        self._busy = False
+        self._relevant: WeakKeyDictionary[Optimizer, tuple[int, bool]] = WeakKeyDictionary()
+        self._target = self._resolve()
+        before = self._look_at_seals()
+        keeps = self._on_change == "restore"
+        self._engine = Engine(
+            self._target, overhead=self._overhead, proof=self._proof, keep_copies=keeps
+        )
+        undo.callback(self._engine.close)
+        self._report.frozen = len(self._target.tensors)
+        self._report.nbytes = self._engine.nbytes
+        frozen = {id(w.tensor) for w in self._target.tensors}
+        self._idle = IdleWatch(self._target.models, frozen, self._engine.key)
+        self._explaining = Explaining(self._engine)
+        self._witness = Witness(self._engine, self._pinpoint)
+        self._answer = answer_for(self._on_change, self._engine)
+        undo.callback(self._witness.close)
+        rounds.listen(self)
+        undo.callback(rounds.unlisten, self)
+        observing.listen(self)
+        undo.callback(observing.unlisten, self)
+        undo.callback(live_parts.on_shrink(self._part_shrinks))
+        self._witness.open()
+        if before:
+            self._tell(before)
+
+    def _look_at_seals(self) -> list[Change]:
+        """Seal what is not sealed; what changed since it was sealed changed before the guard."""
+        found: list[Change] = []
+        for part in self._target.parts:
+            if not part.sealed:
+                part.seal()
+                continue
+            covered = set(self._target.names)
+            found += [c for c in part.changes() if c.severity == "drift" and c.name in covered]
+        return found
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if os.getpid() != self._pid:
+            return
+        with self._lock, self._undo:
+            self._state = "over"
+            if error is None:
+                self._leave()
+            elif not (isinstance(error, FrozenStateChanged) and error.report is self._report):
+                self._leave_by(error)
+            else:
+                self._close_report()
+
+    def _leave(self) -> None:
+        try:
+            self._full_check()
+            self._compare_ranks()
+        finally:
+            self._close_report()
+        if self._report.nothing_ran and self._on_change != "collect":
+            telling.warn(telling.verdict(self._report))
+
+    def _leave_by(self, error: BaseException) -> None:
+        """The exception of the block passes on; what was found goes along as a note."""
+        limit = 0.0 if isinstance(error, KeyboardInterrupt) else LIMIT
+        try:
+            drift = self._late + self._found_quietly(limit)
+        finally:
+            self._close_report()
+        if drift:
+            error.add_note(telling.alarm(drift, self._report, self._witness.is_on))
+
+    def finish(self) -> GuardReport:
+        """Leave as if the block had ended; for those who cannot write one."""
+        self.__exit__(None, None, None)
+        return self._report
+
+    # --- what others call -------------------------------------------------------------------
+
+    @property
+    def report(self) -> GuardReport:
+        """What was seen so far."""
+        if self._state == "watching":
+            with self._lock:
+                self._close_report(final=False)
+        return self._report
+
+    def step(self) -> None:
+        """Count a step and look: for loops whose optimizer is not one of torch's.
+
+        Raises:
+            FrozenStateChanged: with ``on_change="raise"``, if something changed.
+        """
+        self._refuse_unless_watching("step")
+        with self._lock:
+            self._rounds.by_hand()
+            self._measure()
+            if self._report.nothing_ran:
+                self._preflight(None)
+            self._look()
+
+    def check(self) -> None:
+        """Read every byte now; under torch.distributed compare ranks, so call it on all of them.
+
+        Raises:
+            FrozenStateChanged: with ``on_change="raise"``, if something changed.
+        """
+        self._refuse_unless_watching("check")
+        with self._lock:
+            self._full_check()
+            self._compare_ranks()
+
+    def _refuse_unless_watching(self, verb: str) -> None:
+        if self._state != "watching":
+            when = "was left already" if self._state == "over" else "was not entered yet"
+            raise FreezeError(f"guard.{verb}() has nothing to look at: the guard {when}")
+
+    # --- what the process tells ------------------------------------------------------------
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """See :class:`frostline.guarding.rounds.Listener`."""
+        if not self._follows(optimizer):
+            return
+        with self._lock, self._timed():
+            if self._report.nothing_ran:
+                self._preflight(None)
+            self._preflight(optimizer)
+            self._idle.before_step(optimizer)
+            self._explaining.before_step(optimizer)
+            self._answer.before_step(optimizer)
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """See :class:`frostline.guarding.rounds.Listener`."""
+        if not self._follows(optimizer):
+            return
+        with self._lock:
+            if self._rounds.begins(optimizer):
+                self._measure()
+            if self._rounds.is_time_to_look:
+                self._look()
+
+    def skipped(self, optimizer: Optimizer) -> None:
+        """A GradScaler left the step out; forwards have run all the same."""
+        self.after_step(optimizer)
+
+    def saving(self, module: nn.Module) -> None:
+        """Somebody takes the state dict: what is saved is checked first."""
+        if not self._busy and any(module is model for model in self._target.models):
+            with self._lock:
+                self._full_check()
+
+    def loaded(self, module: nn.Module, keys: Mapping[str, Tensor | None], where: str) -> None:
+        """Somebody called ``load_state_dict``."""
+        self._explaining.loaded(module, keys, where)
+
+    def converted(self, module: nn.Module, where: str) -> None:
+        """Somebody moved or cast a module."""
+        self._explaining.converted(module, where)
+
+    def applied(self, module: nn.Module, function: str, where: str) -> None:
+        """Somebody called ``module.apply(function)``."""
+        self._explaining.applied(module, function, where)
+
+    def _follows(self, optimizer: Optimizer) -> bool:
+        """Those that hold a parameter of the models; all, if the models have nothing to train."""
+        if os.getpid() != self._pid or self._state != "watching":
+            return False
+        size = sum(len(group["params"]) for group in optimizer.param_groups)
+        known = self._relevant.get(optimizer)
+        if known is None or known[0] != size:
+            known = self._relevant[optimizer] = size, self._is_of_interest(optimizer)
+        return known[1]
+
+    def _is_of_interest(self, optimizer: Optimizer) -> bool:
+        mine = [p for model in self._target.models for p in model.parameters()]
+        given = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        return any(id(p) in given for p in mine) or not any(p.requires_grad for p in mine)
+
+    # --- looking ----------------------------------------------------------------------------
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent += time.perf_counter() - started
+
+    def _measure(self) -> None:
+        """How long the step took that has just ended, without what the guard took of it."""
+        now = time.perf_counter()
+        if self._last_end is not None:
+            self._durations = [*self._durations[-15:], now - self._last_end - self._spent]
+        self._last_end, self._spent = now, 0.0
+
+    @property
+    def _step_seconds(self) -> float | None:
+        # A median: one step that evaluated or saved must not change what the patrol may take.
+        return sorted(self._durations)[len(self._durations) // 2] if self._durations else None
+
+    def _look(self) -> None:
+        with self._timed(), self._alone():
+            self._membership()
+            self._report.nothing_ran = False
+            self._report.steps = self._rounds.steps
+            self._handle(self._engine.look(self._step_seconds))
+            self._tell_late()
+            self._clean_at = self._rounds.steps
+            self._witness.step_ended()
+
+    def _full_check(self, seconds: float | None = None) -> None:
+        with self._timed(), self._alone():
+            self._membership()
+            suspects = self._engine.full_check(seconds)
+            self._handle(suspects, self._structure())
+            self._tell_late()
+            self._clean_at = self._full_at = self._rounds.steps
+            self._answer.after_full_check()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Our own reading of state dicts is no save point."""
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+
+    def _structure(self) -> list[Change]:
+        found = []
+        told = {(c.name, c.kind) for c in self._report.changes}
+        for part in self._target.parts:
+            if not part.undone:
+                found += [c for c in part.structure_changes() if (c.name, c.kind) not in told]
+        watched = set(self._target.names)
+        # Under a selection within the part, the rest of the part is not watched.
+        return [c for c in found if c.kind in ("mode", "added") or c.name in watched]
+
+    def _membership(self) -> None:
+        """Parts that shrank let tensors go; flags may have frozen more."""
+        if self._shrunk:
+            self._shrunk = False
+            for watched in list(self._target.tensors):
+                part = watched.part
+                if part is not None and (part.undone or not _covers(part, watched)):
+                    self._engine.release(watched, "was thawed")
+            self._target.parts = [p for p in self._target.parts if not p.undone]
+            self._engine.rebind()
+        if self._on_change == "collect" and self._target.by_flag:
+            self._admit_newly_frozen()
+
+    def _admit_newly_frozen(self) -> None:
+        known = {id(w.tensor) for w in self._target.tensors}
+        now = target.by_flags(*self._asked)  # type: ignore[arg-type]
+        new = [w for w in now.tensors if id(w.tensor) not in known]
+        if new:
+            self._engine.admit(new)
+            self._report.frozen = len(self._target.tensors)
+            self._report.nbytes = self._engine.nbytes
+
+    def _part_shrinks(self, part: Any) -> None:
+        """``fl.unfreeze`` or ``undo`` is about to let tensors go: they are checked a last time."""
+        if self._state == "watching" and any(p is part for p in self._target.parts):
+            with self._lock:
+                if not (self._busy or self._shrunk):
+                    # Letting go goes on whatever is found; the alarm comes at the next look.
+                    self._late += self._found_quietly()
+                self._shrunk = True
+
+    def _found_quietly(self, seconds: float | None = None) -> list[Change]:
+        """The drift that a full check finds, without the answer to it."""
+        answer, self._answer = self._answer, answer_for("collect", self._engine)
+        known = len(self._report.changes)
+        try:
+            self._full_check(seconds)
+        finally:
+            self._answer = answer
+        return [c for c in self._report.changes[known:] if c.severity == "drift"]
+
+    def _preflight(self, optimizer: Optimizer | None) -> None:
+        found = (
+            preflight.of_models(self._target)
+            if optimizer is None
+            else preflight.of_optimizer(self._target, optimizer)
+        )
+        known = set(self._report.preflight)
+        self._report.preflight += [finding for finding in found if finding not in known]
+
+    # --- answering --------------------------------------------------------------------------
+
+    def _handle(self, suspects: list[Suspect], more: list[Change] | None = None) -> None:
+        changes = self._explaining.changes(
+            suspects, self._since, self._rounds.steps, self._witness
+        ) + list(more or ())
+        if not changes:
+            self._explaining.forget()
+            return
+        self._report.changes += changes
+        self._explaining.forget()
+        self._engine.settle(suspects)
+        if any(change.severity == "drift" for change in changes):
+            self._tell(changes, suspects)
+
+    def _since(self, tier: str) -> int:
+        """The last step after which a tier would have seen it."""
+        if tier == "content":
+            return max(0, self._clean_at - (self._engine.patrol.announced or self._clean_at))
+        return self._full_at if tier == "full check" else self._clean_at
+
+    def _tell(self, changes: list[Change], suspects: list[Suspect] | None = None) -> None:
+        self._report.changes += [c for c in changes if c not in self._report.changes]
+        drift = [change for change in changes if change.severity == "drift"]
+        self._close_report(final=False)
+        text = telling.alarm(drift, self._report, self._witness.is_on)
+        self._answer.answer(text, drift, suspects or [], self._report)
+        self._witness.after_alarm()
+
+    def _tell_late(self) -> None:
+        late, self._late = self._late, []
+        if late:
+            self._tell(late)
+
+    def _compare_ranks(self) -> None:
+        changes, notes = rank_check.compare(self._engine, self._report.target)
+        self._report.notes += notes
+        if changes:
+            self._tell(changes)
+
+    def _close_report(self, final: bool = True) -> None:
+        report, engine = self._report, self._engine
+        report.steps = self._rounds.steps
+        report.tiers = tiers(engine, not report.nothing_ran)
+        report.coverage = _coverage(engine)
+        report.unchanged = not report.drift and (
+            engine.pages_vouch or (final and engine.clocks["full check"].looks > 0)
+        )
+        report.notes = list(dict.fromkeys([*report.notes, *engine.all_notes]))
+        report.windows = self._answer.windows
+        report.seconds["full check"] = engine.clocks["full check"].seconds
+        if final:
+            report.idle = self._idle.idle()
+
+
+def _coverage(engine: Engine) -> int | None:
+    announced = engine.patrol.announced
+    if engine.pages is not None:
+        return None if announced is None else max(1, announced)
+    return announced
+
+
+def _covers(part: Any, watched: target.Watched) -> bool:
+    return any(tensor is watched.tensor for tensor in part.tensors.values())

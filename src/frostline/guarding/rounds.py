@@ -1,0 +1,110 @@
+"""Steps, as torch's optimizers tell of them: one hook before and after for the whole process.
+
+A guard's step is one round: every optimizer that it follows steps at most once in it. So the 20
+optimizers of an optimizer-in-backward make one step, and two optimizers that take turns make one.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Protocol
+from weakref import WeakSet
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils.hooks import RemovableHandle
+
+MANY = 8
+"""Optimizers in one round from which on only the last of them is waited for."""
+
+
+class Listener(Protocol):
+    """What a guard hears."""
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """An optimizer is about to step."""
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """It has finished."""
+
+
+_listeners: list[Listener] = []
+_handles: list[RemovableHandle] = []
+
+
+def listen(listener: Listener) -> None:
+    """Tell ``listener`` of every step from now on."""
+    _listeners.append(listener)
+    if not _handles:
+        _handles.append(register_optimizer_step_pre_hook(_before))
+        _handles.append(register_optimizer_step_post_hook(_after))
+
+
+def unlisten(listener: Listener) -> None:
+    """Tell it no more; the hooks go with the last listener."""
+    _listeners[:] = [other for other in _listeners if other is not listener]
+    if not _listeners:
+        while _handles:
+            _handles.pop().remove()
+
+
+def _before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if not _is_out_of_reach():
+        for listener in list(_listeners):
+            listener.before_step(optimizer)
+
+
+def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if not _is_out_of_reach():
+        for listener in list(_listeners):
+            listener.after_step(optimizer)
+
+
+def _is_out_of_reach() -> bool:
+    """Inside of compiled code, and while a CUDA graph is captured, nothing may be looked at."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def _forget_in_child() -> None:
+    # The guards of the parent go on there; here is only a copy of them.
+    _listeners.clear()
+    while _handles:
+        _handles.pop().remove()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+class Rounds:
+    """Counts the rounds of the optimizers that one guard follows."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self._stepped: WeakSet[Optimizer] = WeakSet()
+        self._last_round = 0
+
+    def begins(self, optimizer: Optimizer) -> bool:
+        """Count a step of ``optimizer``; whether a new round begins with it."""
+        new = self.steps == 0 or optimizer in self._stepped
+        if new:
+            self._last_round = len(self._stepped)
+            self._stepped = WeakSet()
+            self.steps += 1
+        self._stepped.add(optimizer)
+        return new
+
+    def by_hand(self) -> None:
+        """Count a step that no optimizer of torch told of."""
+        self._last_round, self._stepped = len(self._stepped), WeakSet()
+        self.steps += 1
+
+    @property
+    def is_time_to_look(self) -> bool:
+        """After each optimizer; where there are many, after the last one of the round."""
+        return self._last_round <= MANY or len(self._stepped) >= self._last_round

@@ -1,0 +1,60 @@
+"""How large a change is: only where old values are kept, and then exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from frostline.freezing.sealing import bits_differ, largest_difference
+from frostline.guarding import local
+from frostline.guarding.reference import Reference
+
+
+@dataclass(frozen=True)
+class Size:
+    """What can be counted; None where no old value is kept.
+
+    Attributes:
+        elements: how many elements the tensor has.
+        changed: how many of them differ.
+        max_abs: the largest absolute difference; None too where a value is not a number.
+    """
+
+    elements: int | None = None
+    changed: int | None = None
+    max_abs: float | None = None
+
+
+def size(reference: Reference, tensor: Tensor | None) -> Size:
+    """Compare ``tensor`` with what was kept of it."""
+    if tensor is None:
+        return Size()
+    old, new = reference.old.copy, local.of(tensor).detach()
+    if old is None or not _are_alike(old, new):
+        return Size(tensor.numel())
+    if not new.numel():
+        return Size(0, 0)
+    old, new = _resolved(old), _resolved(new.to(old.device))
+    differ = bits_differ(old, new)
+    largest = _largest(old, new)
+    # A NaN or an infinity has no distance that could be told.
+    finite = largest is not None and largest == largest and largest != float("inf")
+    return Size(new.numel(), int(differ.sum().item()), largest if finite else None)
+
+
+def _are_alike(old: Tensor, new: Tensor) -> bool:
+    if hasattr(type(old), "__tensor_flatten__"):
+        return False  # its numbers are not those of its bytes
+    return old.shape == new.shape and old.dtype == new.dtype and type(old) is type(new)
+
+
+def _resolved(tensor: Tensor) -> Tensor:
+    return tensor.resolve_conj().resolve_neg()
+
+
+def _largest(old: Tensor, new: Tensor) -> float | None:
+    try:
+        return largest_difference(old, new)
+    except NotImplementedError:  # the sub-byte types are no numbers to torch
+        return None
