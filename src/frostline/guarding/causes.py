@@ -86,7 +86,8 @@ def _cause(
 
 def _verdict(e: TensorEvidence, scene: Scene) -> Verdict:
     found = (rule(e, scene) for rule in _RULES)
-    return next(filter(None, found), None) or initialising.applied(e, scene) or _how(e)
+    known = next(filter(None, found), None) or initialising.applied(e, scene)
+    return known or _how(e, scene)
 
 
 _RULES: tuple[Rule, ...] = (
@@ -105,7 +106,7 @@ _RULES: tuple[Rule, ...] = (
 )
 
 
-def _how(e: TensorEvidence) -> Verdict:
+def _how(e: TensorEvidence, scene: Scene) -> Verdict:
     """Nobody is known; say how the bytes were written."""
     if e.tensor is None:
         return Verdict("replaced object", e.name, "nothing hangs at {} any more")
@@ -114,9 +115,21 @@ def _how(e: TensorEvidence) -> Verdict:
     if e.pointer_moved:
         how = "set_() or a swap" if e.version_moved else ".data = ..., set_() or a swap"
         return Verdict("rebound data", e.name, f"{{}} was given other memory, by {how}")
+    if e.version_moved and _counted_anyway(e, scene):
+        return Verdict("unknown", e.name, _ANYWAY)
     if e.version_moved:
         return Verdict("in-place operation", e.name, "{} was written in place by code that ran")
     if e.version_moved is False:
         how = "through .data, numpy, a collective, or another library"
         return Verdict("write past autograd", e.name, f"{{}} was written past autograd, {how}")
     return Verdict("unknown", e.name, "unknown")
+
+
+_ANYWAY = (
+    "unknown: something wrote to {} besides a step or a load that left its bytes alone, and hides how"
+)
+
+
+def _counted_anyway(e: TensorEvidence, scene: Scene) -> bool:
+    """Whether the version counter moved by something that left the bytes alone."""
+    return optimizing.counted(e, scene) or any(rewriting.loads_over(e, scene))

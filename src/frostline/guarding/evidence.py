@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from frostline._names import TensorKind
+from frostline.guarding.reference import sampled
 
 
 @dataclass(eq=False)
@@ -187,8 +188,7 @@ def fingerprint(value: Any) -> Tensor | None:
         return None
     if type(value) not in (Tensor, nn.Parameter) or value.is_quantized or not value.numel():
         return None
-    positions = torch.unravel_index(places(value.numel()), value.shape)
-    return value.detach()[tuple(p.to(value.device) for p in positions)].cpu()
+    return sampled(value, places(value.numel()))
 
 
 def places(count: int) -> Tensor:

@@ -89,8 +89,8 @@ def _was_drawn(e: TensorEvidence, scene: Scene) -> bool:
 
 def _was_drawn_with_its_weight(e: TensorEvidence, scene: Scene) -> bool:
     """A bias is short; it goes with a weight that was drawn, and within the same bounds."""
-    weight = scene.beside(e).get("weight")
-    if e.attribute != "bias" or weight is None or not _was_drawn(weight, scene):
+    weight = scene.beside(e).get(e.attribute.replace("bias", "weight", 1))
+    if "bias" not in e.attribute or weight is None or not _was_drawn(weight, scene):
         return False
     pair = scene.pair(e)
     assert e.tensor is not None  # noqa: S101

@@ -48,6 +48,14 @@ def _record(step: StepEvidence, e: TensorEvidence) -> TensorStep | None:
     return of
 
 
+def counted(e: TensorEvidence, scene: Scene) -> bool:
+    """Whether a step moved the version counter, be it with the bytes that were there."""
+    if e.tensor is None:
+        return False
+    records = [of for s in scene.window.steps if (of := s.of(e.tensor)) is not None]
+    return any(of.had_grad and not of.options.get("fused") for of in records)
+
+
 def _is_torchs(optimizer: Optimizer) -> bool:
     return type(optimizer).__module__.startswith("torch.optim")
 

@@ -10,7 +10,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from frostline._content import dtype_name
 from frostline._state import same_bits
-from frostline.guarding.evidence import Load, TensorEvidence, places
+from frostline.guarding import local
+from frostline.guarding.evidence import Load, TensorEvidence, fingerprint, places
 from frostline.guarding.verdicts import Pair, Scene, Verdict, covers, owner_name
 
 _SEAL = "if that was meant: load before the guard begins, or part.seal() after it"
@@ -21,7 +22,9 @@ _FEW = 8  # elements from which on an exact rounding is no accident
 def cast(e: TensorEvidence, scene: Scene) -> Verdict | None:
     """A cast, or a cast there and back: exactly the bytes that rounding leaves."""
     pair = scene.pair(e)
-    if pair is None or not (pair.old.is_floating_point() and pair.new.is_floating_point()):
+    if pair is None:
+        return _unproved_cast(e, scene)
+    if not (pair.old.is_floating_point() and pair.new.is_floating_point()):
         return None
     if pair.old.dtype != pair.new.dtype:
         through = pair.new.dtype if same_bits(pair.old.to(pair.new.dtype), pair.new) else None
@@ -38,25 +41,56 @@ def _there_and_back(pair: Pair) -> torch.dtype | None:
     return next((d for d in narrower if same_bits(pair.old.to(d).to(was), pair.new)), None)
 
 
-def _cast(e: TensorEvidence, scene: Scene, pair: Pair, through: torch.dtype) -> Verdict:
+def _unproved_cast(e: TensorEvidence, scene: Scene) -> Verdict | None:
+    """A cast was called, no old value is left, and the new ones are such as a cast leaves."""
+    where = _conversion(e, scene)
+    if where is None or e.tensor is None or not e.tensor.is_floating_point():
+        return None
+    now = local.of(e.tensor).detach()
+    narrower = (d for d in _NARROW if d.itemsize < now.dtype.itemsize)
+    narrow = now.dtype.itemsize < 4
+    if now.numel() < _FEW or not (narrow or any(_survives(now, d) for d in narrower)):
+        return None
+    text = f"{{}} was cast at {where}; no old value was kept, so whether more happened is not known"
+    return Verdict("cast", e.name, text)
+
+
+def _survives(now: Tensor, dtype: torch.dtype) -> bool:
+    return now.layout is torch.strided and same_bits(now.to(dtype).to(now.dtype), now)
+
+
+def _conversion(e: TensorEvidence, scene: Scene) -> str | None:
     where = [c.where for c in scene.window.conversions if covers(c.module, e.owner)]
-    at = f" at {where[-1]}" if where else ""
+    return where[-1] if where else None
+
+
+def _cast(e: TensorEvidence, scene: Scene, pair: Pair, through: torch.dtype) -> Verdict:
+    where = _conversion(e, scene)
+    at = f" at {where}" if where is not None else ""
+    seen = "every value is" if pair.whole else f"{len(pair.old)} values that were kept are"
     was, now = dtype_name(pair.old.dtype), dtype_name(pair.new.dtype)
     if was != now:
-        text = f"{{}} was cast from {was} to {now}{at}; every value is the rounded old one"
+        text = f"{{}} was cast from {was} to {now}{at}; {seen} just rounded"
     else:
-        text = f"{{}} was rounded to {dtype_name(through)} and cast back to {now}{at}"
+        text = f"{{}} was cast to {dtype_name(through)} and back to {now}{at}; {seen} just rounded"
     return Verdict("cast", e.name, text, None, "report")
 
 
 def load(e: TensorEvidence, scene: Scene) -> Verdict | None:
     """A ``load_state_dict`` that brought what is there now."""
+    for event, key in loads_over(e, scene):
+        if _explains(event, key, e, scene):
+            text = f"load_state_dict at {event.where} loaded other values into {{}}"
+            return Verdict("load", e.name, text, _SEAL)
+    return None
+
+
+def loads_over(e: TensorEvidence, scene: Scene) -> Iterator[tuple[Load, str]]:
+    """Loads that had a value for this tensor, the last one first, and under which key."""
     for event in reversed(scene.window.loads):
         for key in _keys(event.module, e):
-            if key in event.keys and _explains(event, key, e, scene):
-                text = f"load_state_dict at {event.where} loaded other values into {{}}"
-                return Verdict("load", e.name, text, _SEAL)
-    return None
+            if key in event.keys:
+                yield event, key
 
 
 def _keys(module: nn.Module, e: TensorEvidence) -> Iterator[str]:
@@ -75,7 +109,9 @@ def _explains(event: Load, key: str, e: TensorEvidence, scene: Scene) -> bool:
     known = event.keys[key] if isinstance(event.keys, Mapping) else None
     if known is None or e.tensor is None or e.tensor.layout is not torch.strided:
         return True
-    now = _atplaces(e.tensor.detach())
+    now = fingerprint(local.of(e.tensor))
+    if now is None:
+        return True
     if len(known) != len(now) or not same_bits(known.to(now.dtype), now):
         return False
     before = scene.pair(e)
@@ -83,11 +119,6 @@ def _explains(event: Load, key: str, e: TensorEvidence, scene: Scene) -> bool:
         return True
     was = before.old[places(len(before.old))]
     return not same_bits(was, now) or not _sparse(before)
-
-
-def _atplaces(tensor: Tensor) -> Tensor:
-    positions = torch.unravel_index(places(tensor.numel()), tensor.shape)
-    return tensor[tuple(p.to(tensor.device) for p in positions)].cpu()
 
 
 def _sparse(pair: Pair) -> bool:
