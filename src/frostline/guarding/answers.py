@@ -10,9 +10,12 @@ from weakref import WeakSet
 from torch.optim import Optimizer
 
 from frostline._results import Change
+from frostline._state import Snapshot
 from frostline.errors import FrostlineWarning, FrozenStateChanged
 from frostline.freezing import ignored
+from frostline.guarding.answering import drop_optimizer_state, put_back
 from frostline.guarding.arguments import OnChange
+from frostline.guarding.collapsing import collapse
 from frostline.guarding.engine import Engine, Suspect
 from frostline.guarding.report import GuardReport
 
@@ -24,9 +27,11 @@ class Answer(Protocol):
 
     Attributes:
         windows: for each answered change the steps that may have run on changed bytes.
+        repairs: whether it also answers to bytes that a cast there and back has rounded.
     """
 
     windows: list[str]
+    repairs: bool
 
     def before_step(self, optimizer: Optimizer) -> None:
         """An optimizer is about to step."""
@@ -42,6 +47,8 @@ class Answer(Protocol):
 
 class Collect:
     """Only the report knows."""
+
+    repairs = False
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -81,23 +88,27 @@ class Warn(Collect):
 class Restore(Collect):
     """Put the frozen bytes back and go on."""
 
+    repairs = True
+
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self._optimizers: WeakSet[Optimizer] = WeakSet()
+        self._before_step: set[int] = set()
 
     def before_step(self, optimizer: Optimizer) -> None:
         self._optimizers.add(optimizer)
+        # What is clean here and not after the step was written by the step, and by no forward read.
+        clean = self._engine.witnessed_clean()
+        self._before_step = {id(r) for r in self._engine.references if id(r) not in clean}
 
     def answer(
         self, text: str, drift: Sequence[Change], suspects: Sequence[Suspect], report: GuardReport
     ) -> None:
-        from frostline.guarding.answering import drop_optimizer_state
-
-        lost = [s.watched.name for s in suspects if not self._put_back(s)]
+        lost = [s.watched.name for s in suspects if not put_back(s)]
         # What an optimizer keeps for a frozen tensor came from the same write.
         drop_optimizer_state(list(self._optimizers), [s.watched.tensor for s in suspects])
         self._engine.restored(suspects)
-        self.windows += list(dict.fromkeys(_window(change) for change in drift))
+        self.windows += self._windows(drift, suspects)
         if lost:
             raise FrozenStateChanged(
                 f"{text}\n\n{lost[0]} could not be put back: nothing hangs at its name any more",
@@ -106,17 +117,32 @@ class Restore(Collect):
             )
         ignored.warn(f"{text}\n\n  The frozen bytes were put back.", FrostlineWarning)
 
+    def _windows(self, changes: Sequence[Change], suspects: Sequence[Suspect]) -> list[str]:
+        """What forwards may have read, equal steps told once."""
+        healed = {
+            s.watched.name
+            for s in suspects
+            if s.tier in ("identity", "pages") and id(s.reference) not in self._before_step
+        }
+        by_window: dict[tuple[int, int, bool], list[str]] = {}
+        for change in changes:
+            window = (change.since or 0) + 1, change.step or 0, change.name in healed
+            by_window.setdefault(window, []).append(change.name)
+        return [_window(*window, names) for window, names in by_window.items()]
 
-def _window(change: Change) -> str:
-    first, last = (change.since or 0) + 1, change.step or 0
-    if change.tier in ("identity", "pages") and change.cause.startswith(("optimizer", "weight")):
-        return f"step {last}: healed before the next forward, no step ran on changed bytes"
+
+def _window(first: int, last: int, healed: bool, names: list[str]) -> str:
+    what = ", ".join(pattern for pattern, _ in collapse(names)[:3])
+    if healed:
+        return f"step {last}: {what} healed before a forward could read it; no step ran on it"
     steps = f"step {last}" if first >= last else f"steps {first} to {last}"
-    return f"{steps} may have run on changed bytes of {change.name}"
+    return f"{steps} may have run on changed bytes of {what}"
 
 
 class Rewind(Collect):
     """Put models, optimizers and random generators back to the last full check."""
+
+    repairs = True
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
@@ -124,8 +150,6 @@ class Rewind(Collect):
         self._take()
 
     def _take(self) -> None:
-        from frostline._state import Snapshot
-
         self._snapshots = [
             Snapshot.take(model, tuple(self._optimizers)) for model in self._engine.target.models
         ]

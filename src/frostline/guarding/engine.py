@@ -14,6 +14,7 @@ from frostline._results import ChangeKind
 from frostline.errors import PagesUnavailable
 from frostline.guarding import page_tier
 from frostline.guarding.arguments import Proof
+from frostline.guarding.collapsing import collapse
 from frostline.guarding.identity import Identity, Look, is_frozen_parameter, unique
 from frostline.guarding.kernel import why_unavailable
 from frostline.guarding.mappings import Private
@@ -88,7 +89,7 @@ class Engine:
         self._references: dict[int, Reference] = {}
         self._refer_to(target.tensors)
         self.notes: list[str] = []
-        self.let_go: list[str] = []
+        self._events: dict[str, list[str]] = {}
         self.known: set[int] = set()
         self.clocks = {name: Clock() for name in ("identity", "pages", "content", "full check")}
         self.pages: PageTier | None = None
@@ -167,15 +168,17 @@ class Engine:
 
     @property
     def all_notes(self) -> list[str]:
-        """What is worth knowing and no alarm."""
+        """What is worth knowing and no alarm; equal events of numbered siblings are told once."""
         written = self.pages.equal_writes if self.pages is not None else {}
-        return [
-            *self.notes,
-            *(
-                f"{name} was written {'once' if n == 1 else f'{n:,} times'} with the bytes that it "
-                "had, or written and put back"
-                for name, n in written.items()
-            ),
+        events = {**self._events}
+        if written:
+            events["written with the bytes that were there, or written and put back"] = list(
+                written
+            )
+        return self.notes + [
+            f"{pattern}: {what}" + (f" ({count} tensors)" if count > 1 else "")
+            for what, names in events.items()
+            for pattern, count in collapse(names)
         ]
 
     def rebind(self) -> None:
@@ -212,6 +215,13 @@ class Engine:
             found += self._suspects(self.patrol.run(step_seconds), "content")
             self.clocks["content"].add(started)
         return self._once(found)
+
+    def witnessed_clean(self) -> set[int]:
+        """Ids of the references that the kernel witnesses to be unchanged right now."""
+        if self.pages is None or not self.identity.stands_still:
+            return set()
+        written = {id(r) for r in self.pages.touched() if r.differs}
+        return {id(r) for r in self.pages.references} - written
 
     def _should_be_huge(self, step_seconds: float | None) -> bool:
         """Whether asking the kernel takes more than its share of the steps, and could take less."""
@@ -293,7 +303,7 @@ class Engine:
         if reference.rebind(watched.tensor):
             if reference.differs:
                 return suspect
-            self._note(f"{watched.name} moved to other memory, equal bytes")
+            self._note(watched, "moved to other memory, equal bytes")
             return None
         suspect.kind = _kind_of(reference, watched.tensor)
         return suspect
@@ -373,8 +383,7 @@ class Engine:
         """Check a tensor a last time and watch it no more."""
         last = [self._suspect(watched, "identity")] if self._differs_unknown(watched) else []
         self.target.tensors = [w for w in self.target.tensors if w is not watched]
-        self.let_go.append(watched.name)
-        self._note(f"{watched.name} {why} and was let go")
+        self._note(watched, f"{why}, and was let go")
         return last
 
     def _differs_unknown(self, watched: Watched) -> bool:
@@ -392,9 +401,10 @@ class Engine:
         """Report these once only: they are known to differ."""
         self.known.update(id(s.watched) for s in suspects)
 
-    def _note(self, text: str) -> None:
-        if text not in self.notes:
-            self.notes.append(text)
+    def _note(self, watched: Watched, what: str) -> None:
+        names = self._events.setdefault(what, [])
+        if watched.name not in names:
+            names.append(watched.name)
 
 
 def _live(target: Target) -> dict[str, NamedTensor]:

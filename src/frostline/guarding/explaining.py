@@ -65,7 +65,8 @@ class Explaining:
         if not suspects:
             return []
         moved = self._engine.identity.versions_moved()
-        found = causes.find([self._evidence(s, moved) for s in suspects], self._window)
+        altered = [s for s in suspects if s.kind in ("value", "dtype")]
+        found = causes.find([self._evidence(s, moved) for s in altered], self._window)
         by_name = {name: cause for cause in found for name in cause.names}
         changes = [
             self._change(s, by_name.get(s.watched.name), since(s.tier), step, witness)

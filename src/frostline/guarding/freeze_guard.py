@@ -394,8 +394,9 @@ class FreezeGuard:
         self._report.changes += changes
         self._explaining.forget()
         self._engine.settle(suspects)
-        if any(change.severity == "drift" for change in changes):
-            self._tell(changes, suspects)
+        to_answer = [c for c in changes if c.severity == "drift" or self._is_to_be_repaired(c)]
+        if to_answer:
+            self._tell(to_answer, [s for s in suspects if s.kind != "replaced"])
 
     def _since(self, tier: str) -> int:
         """The last step after which a tier would have seen it."""
@@ -403,12 +404,15 @@ class FreezeGuard:
             return max(0, self._clean_at - (self._engine.patrol.announced or self._clean_at))
         return self._full_at if tier == "full check" else self._clean_at
 
+    def _is_to_be_repaired(self, change: Change) -> bool:
+        """A cast there and back has rounded the bytes; one that stays is the user's wish."""
+        return self._answer.repairs and change.kind == "cast" and change.elements is not None
+
     def _tell(self, changes: list[Change], suspects: list[Suspect] | None = None) -> None:
         self._report.changes += [c for c in changes if c not in self._report.changes]
-        drift = [change for change in changes if change.severity == "drift"]
         self._close_report(final=False)
-        text = telling.alarm(drift, self._report, self._witness.is_on)
-        self._answer.answer(text, drift, suspects or [], self._report)
+        text = telling.alarm(changes, self._report, self._witness.is_on)
+        self._answer.answer(text, changes, suspects or [], self._report)
         self._witness.after_alarm()
 
     def _tell_late(self) -> None:

@@ -109,6 +109,14 @@ class Identity:
             ]
             self._modes = modes
 
+    @property
+    def stands_still(self) -> bool:
+        """Whether every object is at its name, and its memory where it was."""
+        here = map(dict.get, self._tables, self._keys)
+        links = (table.get(key) is module for _, table, key, module in self._links)
+        same = all(map(is_, here, self._objects)) and all(links)
+        return same and list(map(Tensor.data_ptr, self._tensors)) == self._pointers
+
     def versions_moved(self) -> set[int]:
         """Ids of the tensors whose version counter moved since last asked: a hint, no proof."""
         now = self._versions_now()

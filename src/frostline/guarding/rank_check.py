@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch.distributed as dist
-
 from frostline._results import Change
 from frostline.checksums import checksum
-from frostline.guarding import local
+from frostline.guarding import local, ranks
 from frostline.guarding.engine import Engine
 
 
@@ -15,10 +13,8 @@ def compare(engine: Engine, label: str) -> tuple[list[Change], list[str]]:
 
     Returns at once without torch.distributed. Ranks that do not come in time are a note.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not ranks.are_several():
         return [], []
-    from frostline.guarding import ranks
-
     key = ranks.shared_key(label)
     table = {
         watched.name: bytes.fromhex(checksum(watched.tensor, key, watched.name).value)
