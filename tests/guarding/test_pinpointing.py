@@ -475,3 +475,5 @@ def test_nested_ranges_are_all_found() -> None:
     flat[70].add_(1)
     found.stop()
     assert [set(culprit.names) for culprit in found.culprits] == [{"all", "part"}, {"all", "late"}]
+    # Only what was touched is compared, before and after.
+    assert sorted(memory.asked) == sorted(["all", "part", "all", "late"] * 2)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch._dynamo.convert_frame import input_codes
 from torch._dynamo.testing import CompileCounter
 
 from tests.guarding.pinpointing_cases import net, pinpoint, touched, untraced, write
@@ -72,6 +73,17 @@ def test_a_stance_of_the_user_around_it_comes_back() -> None:
         assert touched()["stance"].stance == "eager_on_recompile"
 
 
+def test_a_stance_set_meanwhile_stays() -> None:
+    found, _ = pinpoint(net())
+    found.start()
+    stance = torch.compiler.set_stance("fail_on_recompile")
+    found.stop()
+    kept = touched()["stance"].stance
+    stance.__exit__(None, None, None)
+    torch.compiler.set_stance("default")
+    assert kept == "fail_on_recompile"
+
+
 def test_started_from_within_compiled_code() -> None:
     model = net()
     found, _ = pinpoint(model)
@@ -88,6 +100,9 @@ def test_started_from_within_compiled_code() -> None:
 
     before = touched()
     step(X)
+    files = {code().co_filename for code in input_codes.seen if code()}
+    assert __file__ in files
+    assert not any("pinpointing/" in file for file in files)
     assert found.notes == []
     write(model)
     found.stop()
