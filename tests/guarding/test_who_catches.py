@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from frostline.guarding.kernel import why_unavailable
 from tests.guarding import who_catches_packages as packages
 from tests.guarding.who_catches import PAGE, page
 from tests.guarding.who_catches_changes import CHANGES, Change, Live
@@ -27,6 +28,7 @@ BY_NAME = {change.name: change for change in CHANGES}
 by_name = pytest.mark.parametrize("change", CHANGES, ids=BY_NAME)
 
 
+@pytest.mark.skipif(why_unavailable() is not None, reason="the page shows what pages see")
 def test_the_page_is_what_is_computed() -> None:
     assert PAGE.read_text() == page(), "run: python tests/guarding/who_catches.py"
 

@@ -19,6 +19,7 @@ from torch.utils._debug_mode import DebugMode
 import frostline as fl
 from frostline.checksums import checksum
 from tests.guarding.who_catches_changes import Change, Live
+from tests.guarding.who_catches_tiers import TIERS
 
 T = TypeVar("T")
 Watch = Callable[[Live], Callable[[], bool]]
@@ -132,7 +133,7 @@ OWN: dict[str, Watch] = {
 
 def tier_columns() -> dict[str, Watch]:
     """The tiers of the guard, each alone; not among OWN, since one tier need not see everything."""
-    return {}
+    return dict(TIERS)
 
 
 def columns() -> dict[str, Watch]:

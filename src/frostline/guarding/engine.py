@@ -282,7 +282,7 @@ class Engine:
 
     def _look_at_identity(self, everything: bool = False) -> list[Suspect]:
         started = time.perf_counter()
-        look = self.identity.look()
+        look = self.identity.look(everything)
         found: list[Suspect] = []
         if look.replaced or look.modules or everything:
             found += self._look_up_again()
