@@ -48,7 +48,8 @@ class Culprit(NamedTuple):
         names: full names of what changed.
         where: ``file:line`` of the user's code, relative to the working directory if below it.
         function: the function that line is in.
-        operation: ``aten.add_``, or ``line`` for a write that no dispatcher saw.
+        operation: ``aten.add_``; ``line`` for a write by that line that no dispatcher saw;
+            ``unseen`` for one at or before that line, where lines are not traced.
         stack: the user's frames as ``file:line in function``, outermost first, the last six.
     """
 
