@@ -14,6 +14,7 @@ from typing import NoReturn
 import click
 
 from frostline.cli.demo import demo
+from frostline.cli.guard import guard
 from frostline.errors import FrostlineError
 
 FINDINGS, WRONG_USE, OUR_BUG, INTERRUPTED = 1, 2, 3, 130
@@ -29,6 +30,7 @@ def cli() -> None:
 
 
 cli.add_command(demo)
+cli.add_command(guard)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

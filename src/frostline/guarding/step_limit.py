@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from torch.optim import Optimizer
 
@@ -20,6 +20,7 @@ class StepLimit:
 
     def __init__(self, limit: int | None) -> None:
         self._limit = limit
+        self._others = WeakSet(_alive())
         self._made: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
 
     def would_exceed(self, optimizer: Optimizer) -> bool:
@@ -33,7 +34,8 @@ class StepLimit:
         self._made[optimizer] = self._made.get(optimizer, 0) + 1
         if self._made[optimizer] < self._limit:
             return False
-        return all(self._made.get(other, 0) >= self._limit for other in _alive())
+        waiting = (other for other in _alive() if other not in self._others)
+        return all(self._made.get(other, 0) >= self._limit for other in waiting)
 
 
 def _alive() -> list[Optimizer]:
