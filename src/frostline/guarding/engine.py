@@ -93,11 +93,12 @@ class Engine:
         self.known: set[int] = set()
         self.clocks = {name: Clock() for name in ("identity", "pages", "content", "full check")}
         self.pages: PageTier | None = None
-        self._huge = False
+        self._huge = self._began_anew = False
         self.pages_broken = self.cut_short = False
         self.unwatched: dict[str, list[str]] = {}
         self.identity = Identity(target)
         self._bind()
+        self._began_anew = False
 
     # --- what it holds --------------------------------------------------------------------
 
@@ -128,6 +129,8 @@ class Engine:
         """Give every reference to the tier that can vouch for it."""
         paged, others = self._split()
         written = self.pages.equal_writes if self.pages is not None else {}
+        # What was written since the last look goes with the old record, so the next look reads all.
+        self._began_anew = self._began_anew or self.pages is not None
         self.close()
         try:
             if paged:
@@ -209,7 +212,9 @@ class Engine:
             found += self._suspects(self.pages.look(), "pages")
             self.clocks["pages"].add(started)
             if self._should_be_huge(step_seconds):
-                found += self._make_huge()
+                self._huge = True
+                self._bind()
+            found += self._read_what_began_anew()
         started = time.perf_counter()
         if self.patrol.nbytes and self.overhead > 0:
             found += self._suspects(self.patrol.run(step_seconds), "content")
@@ -218,7 +223,7 @@ class Engine:
 
     def witnessed_clean(self) -> set[int]:
         """Ids of the references that the kernel witnesses to be unchanged right now."""
-        if self.pages is None or not self.identity.stands_still:
+        if self.pages is None or self._began_anew or not self.identity.stands_still:
             return set()
         written = {id(r) for r in self.pages.touched() if r.differs}
         return {id(r) for r in self.pages.references} - written
@@ -231,12 +236,12 @@ class Engine:
         slow = clock.seconds / clock.looks > max(LEAST_SECONDS, self.overhead * step_seconds)
         return slow and self.pages.could_be_huge
 
-    def _make_huge(self) -> list[Suspect]:
-        """Huge pages are asked faster. The record begins anew, so every byte is read once."""
-        self._huge = True
-        self._bind()
-        differing = [r for r in self.references if r.differs]
-        return self._suspects(differing, "pages")
+    def _read_what_began_anew(self) -> list[Suspect]:
+        """A new record knows nothing of what was written before it, so every byte is read once."""
+        if not self._began_anew or self.pages is None:
+            return []
+        self._began_anew = False
+        return self._suspects([r for r in self.pages.references if r.differs], "pages")
 
     def full_check(self, seconds: float | None = None) -> list[Suspect]:
         """Look everything up and read every byte, for at most ``seconds`` if that is given."""
@@ -253,6 +258,8 @@ class Engine:
                 break
             if id(watched) not in self.known and self.reference(watched).differs:
                 found += [self._suspect(watched, "full check")]
+        else:
+            self._began_anew = False
         if self.pages is not None and not self.pages.unbroken():
             self.pages_broken = True
         self.clocks["full check"].add(started)
@@ -385,6 +392,15 @@ class Engine:
         self.target.tensors = [w for w in self.target.tensors if w is not watched]
         self._note(watched, f"{why}, and was let go")
         return last
+
+    def let_thawed_go(self) -> list[Suspect]:
+        """Let go of what flags alone froze and do not freeze any more; checked a last time."""
+        thawed = self.identity.thawed()
+        found = [s for watched in thawed for s in self.release(watched, "became trainable")]
+        if thawed:
+            self.identity.rebase()
+            self._bind()
+        return found
 
     def _differs_unknown(self, watched: Watched) -> bool:
         return id(watched) not in self.known and self.reference(watched).differs

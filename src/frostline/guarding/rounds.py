@@ -7,6 +7,8 @@ optimizers of an optimizer-in-backward make one step, and two optimizers that ta
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from typing import Any, Protocol
 from weakref import WeakSet
 
@@ -32,6 +34,8 @@ class Listener(Protocol):
         """It has finished."""
 
 
+Hook = Callable[[Optimizer, Any, Any], None]
+
 _listeners: list[Listener] = []
 _handles: list[RemovableHandle] = []
 
@@ -40,8 +44,18 @@ def listen(listener: Listener) -> None:
     """Tell ``listener`` of every step from now on."""
     _listeners.append(listener)
     if not _handles:
-        _handles.append(register_optimizer_step_pre_hook(_before))
-        _handles.append(register_optimizer_step_post_hook(_after))
+        _handles.append(register_optimizer_step_pre_hook(_eager(_before)))
+        _handles.append(register_optimizer_step_post_hook(_eager(_after)))
+
+
+def _eager(hook: Hook) -> Hook:
+    """``hook``, not to be traced by ``torch.compile`` along with the step.
+
+    Before the compiler is loaded nothing can be compiled, and loading it takes a second.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return hook
+    return torch.compiler.disable(hook)  # type: ignore[no-any-return]
 
 
 def unlisten(listener: Listener) -> None:
