@@ -23,7 +23,8 @@ from frostline.guarding.patrol import LEAST_SECONDS, Patrol
 from frostline.guarding.reference import Reference
 from frostline.guarding.target import Target, Watched
 
-_TRIED = 16  # looks before it is decided whether they are too slow
+HUGE_SECONDS = 1e-9
+"""What making huge pages of a byte takes: 0.7 to 2 s for 1 GB."""
 
 SMALL = 1 << 20
 """Bytes of the smallest tensors of which full copies are kept, at least; else 1 % of all."""
@@ -229,12 +230,15 @@ class Engine:
         return {id(r) for r in self.pages.references} - written
 
     def _should_be_huge(self, step_seconds: float | None) -> bool:
-        """Whether asking the kernel takes more than its share of the steps, and could take less."""
+        """Whether asking the kernel takes more than its share, and huge pages would have paid.
+
+        Whoever rents until the rent has cost the price, and buys then, never pays twice the best.
+        """
         clock = self.clocks["pages"]
-        if self._huge or self.pages is None or step_seconds is None or clock.looks < _TRIED:
+        if self._huge or self.pages is None or step_seconds is None:
             return False
-        slow = clock.seconds / clock.looks > max(LEAST_SECONDS, self.overhead * step_seconds)
-        return slow and self.pages.could_be_huge
+        too_slow = clock.seconds > clock.looks * max(LEAST_SECONDS, self.overhead * step_seconds)
+        return too_slow and clock.seconds > HUGE_SECONDS * self.pages.huge_bytes > 0
 
     def _read_what_began_anew(self) -> list[Suspect]:
         """A new record knows nothing of what was written before it, so every byte is read once."""

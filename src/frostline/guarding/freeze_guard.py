@@ -218,6 +218,7 @@ class FreezeGuard:
         if not self._follows(optimizer):
             return
         with self._lock, self._timed():
+            self._let_thawed_go()
             if self._report.nothing_ran:
                 self._preflight(None)
             self._preflight(optimizer)
@@ -363,15 +364,29 @@ class FreezeGuard:
                     self._late += self._found_quietly()
                 self._shrunk = True
 
+    def _let_thawed_go(self) -> None:
+        """Flags decide, and were switched on: checked now, before the step that may write."""
+        if suspects := self._engine.let_thawed_go():
+            with self._quietly() as found:
+                self._handle(suspects)
+            self._late += found
+
     def _found_quietly(self, seconds: float | None = None) -> list[Change]:
         """The drift that a full check finds, without the answer to it."""
-        answer, self._answer = self._answer, answer_for("collect", self._engine)
-        known = len(self._report.changes)
-        try:
+        with self._quietly() as found:
             self._full_check(seconds)
+        return found
+
+    @contextmanager
+    def _quietly(self) -> Iterator[list[Change]]:
+        """Collect drift, and answer nothing."""
+        answer, self._answer = self._answer, answer_for("collect", self._engine)
+        known, found = len(self._report.changes), list[Change]()
+        try:
+            yield found
         finally:
             self._answer = answer
-        return [c for c in self._report.changes[known:] if c.severity == "drift"]
+            found += [c for c in self._report.changes[known:] if c.severity == "drift"]
 
     def _preflight(self, optimizer: Optimizer | None) -> None:
         found = (

@@ -22,6 +22,7 @@ ROTATION = 16
 
 _version = attrgetter("_version")
 _training = attrgetter("training")
+_requires_grad = attrgetter("requires_grad")
 
 
 @dataclass(eq=False)
@@ -48,6 +49,8 @@ class Identity:
 
     def __init__(self, target: Target) -> None:
         self._target = target
+        self._counted: list[Watched] = []
+        self.versions: list[int] = []
         self.rebase()
 
     def rebase(self) -> None:
@@ -64,8 +67,11 @@ class Identity:
         self._wrappers = [(w, _leaves(w.tensor)) for w in tensors if _is_wrapper(w.tensor)]
         self._pointers = list(map(Tensor.data_ptr, self._tensors))
         self._forms = [_form(piece) for piece in self._tensors]
+        known = self._known_versions()
         self._counted = [w for w in tensors if not w.tensor.is_inference()]
-        self.versions = self._versions_now()
+        self.versions = self._versions_kept(known)
+        self._by_flag = [w for w in tensors if w.by_flag and isinstance(w.tensor, nn.Parameter)]
+        self._flags = [w.tensor for w in self._by_flag]
         self._modules = list(_modules(self._target))
         self._modes = [_training(m) for _, m in self._modules]
         self._round = 0
@@ -126,6 +132,20 @@ class Identity:
         found = {id(w.tensor) for w, m in zip(self._counted, moved, strict=True) if m}
         self.versions = now
         return found
+
+    def thawed(self) -> list[Watched]:
+        """Parameters that flags alone froze, and that are trainable now."""
+        if not any(map(_requires_grad, self._flags)):
+            return []
+        return [w for w in self._by_flag if w.tensor.requires_grad]
+
+    def _known_versions(self) -> dict[int, int]:
+        return {id(w.tensor): v for w, v in zip(self._counted, self.versions, strict=True)}
+
+    def _versions_kept(self, known: dict[int, int]) -> list[int]:
+        """As they were when last asked for: what moved since is still to be told."""
+        tensors = [w.tensor for w in self._counted]
+        return [known.get(id(tensor), _version(tensor)) for tensor in tensors]
 
     def _versions_now(self) -> list[int]:
         return [_version(w.tensor) for w in self._counted]
