@@ -62,9 +62,9 @@ class PageTier:
                 self._rest.append((edge, reference, piece))
 
     @property
-    def could_be_huge(self) -> bool:
-        """Whether there is a tensor large enough for huge pages to be worth it."""
-        return any(end - start >= COLLAPSE for start, end, *_ in self._ranges)
+    def huge_bytes(self) -> int:
+        """Bytes of the tensors that are large enough for huge pages."""
+        return sum(end - start for start, end, *_ in self._ranges if end - start >= COLLAPSE)
 
     @property
     def bytes_read_each_step(self) -> int:
