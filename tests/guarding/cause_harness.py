@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -145,12 +147,17 @@ class Was(NamedTuple):
     storage: torch.UntypedStorage  # kept, so that nothing new comes to lie at its address
 
 
+@cache
+def _built(name: str) -> nn.Module:
+    return ZOO[name].build()
+
+
 def build(case: Case) -> Live:
     with seeded(1):
         if not isinstance(case.model, str):
             return case.model()
         entry = ZOO[case.model]
-        live = Live(entry.build(), entry.batch(), entry.loss)
+        live = Live(copy.deepcopy(_built(case.model)), entry.batch(), entry.loss)
     for chosen in select(live.model, case.frozen or entry.backbone).tensors:
         if chosen.kind == "parameter":
             chosen.tensor.requires_grad_(False)
@@ -225,13 +232,14 @@ def remember(e: evidence.TensorEvidence, memory: Memory) -> evidence.TensorEvide
     )  # fmt: skip
 
 
-def answers(case: Case) -> dict[Memory, list[Answer]]:
+def answers(
+    case: Case, found: list[evidence.TensorEvidence], window: evidence.WindowEvidence
+) -> dict[Memory, list[Answer]]:
     """What is said about every changed tensor, for each way of remembering old values."""
-    found, window = changed(case)
-    return {memory: _asked(case, found, window, memory) for memory in MEMORIES}
+    return {memory: asked(case, found, window, memory) for memory in MEMORIES}
 
 
-def _asked(
+def asked(
     case: Case,
     found: list[evidence.TensorEvidence],
     window: evidence.WindowEvidence,

@@ -125,9 +125,7 @@ def _how(e: TensorEvidence, scene: Scene) -> Verdict:
     return Verdict("unknown", e.name, "unknown")
 
 
-_ANYWAY = (
-    "unknown: something wrote to {} besides a step or a load that left its bytes alone, and hides how"
-)
+_ANYWAY = "unknown: beside a step or a load that left its bytes alone, something wrote to {}"
 
 
 def _counted_anyway(e: TensorEvidence, scene: Scene) -> bool:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import LBFGS, Optimizer
+from torch.nn import functional
+from torch.optim import LBFGS, AdamW, Optimizer
 
 from frostline._names import byte_range
 from frostline.guarding.evidence import StepEvidence, TensorEvidence, TensorStep
@@ -92,8 +93,8 @@ def _without_gradient(
 ) -> Verdict | None:
     step, of = steps[-1]
     decay = float(of.options.get("weight_decay", 0.0) or 0.0)
-    if decay and _is_decay(e, scene, steps):
-        text = f"{_who(step, of)} decayed {{}}: multiplied by {_factor(steps):g}, no gradient"
+    if decay and (_is_decay(e, scene, steps) or _only_decay_is_in(step.optimizer, e)):
+        text = f"{_who(step, of)} decayed {{}}, whose gradient was zero or none"
         return Verdict("weight decay only", e.name, text, _MEND)
     if not of.had_grad:
         return None
@@ -124,6 +125,18 @@ def _is_decay(
     old, new = pair.wide
     rounding = 4 * len(steps) * torch.finfo(pair.new.dtype).eps
     return bool(((new - old * _factor(steps)).abs() <= rounding * old.abs() + 1e-38).all())
+
+
+def _only_decay_is_in(optimizer: Optimizer, e: TensorEvidence) -> bool:
+    """Whether its average of gradients goes with the values: decay was all that came in."""
+    assert e.tensor is not None  # noqa: S101
+    average = optimizer.state.get(e.tensor, {}).get("exp_avg")
+    if not isinstance(average, Tensor) or isinstance(optimizer, AdamW) or e.tensor.numel() < 8:
+        return False
+    likeness = functional.cosine_similarity(
+        average.detach().reshape(-1).double(), e.tensor.detach().reshape(-1).double(), dim=0
+    )
+    return bool(likeness > 0.99)
 
 
 def _has_momentum(optimizer: Optimizer, e: TensorEvidence) -> bool:

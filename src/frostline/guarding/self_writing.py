@@ -100,8 +100,8 @@ def _rule(momentum: float | None) -> str:
 
 def _could_be_average(e: TensorEvidence, scene: Scene, forwards: int) -> bool:
     """Whether the new variance holds what must be left of the old one: variances add only."""
-    var = scene.beside(e)["running_var"]
-    pair = scene.pair(var)
+    var = scene.beside(e).get("running_var")
+    pair = scene.pair(var) if var is not None else None
     if pair is None:
         return True
     old, new = pair.wide
@@ -238,11 +238,17 @@ def _saw_a_batch(e: TensorEvidence, scene: Scene) -> bool:
 
 
 def own_code(e: TensorEvidence, scene: Scene) -> Verdict | None:
-    """Codebooks, queues and counters: the code of the class writes them, several at once."""
-    if e.kind == "parameter" and type(e.owner).__module__.startswith("torch."):
-        return None
+    """Codebooks, queues and counters: all moved that the code of the class writes."""
+    if type(e.owner).__module__.startswith("torch."):
+        return None  # of these it is known what they write, and when
     writes = written_by(type(e.owner))
     moved = sorted(writes & scene.beside(e).keys())
-    if e.attribute not in moved or len(moved) < 2:
+    if e.attribute not in moved or len(moved) < 2 or not _all_tables(e.owner, writes) <= set(moved):
         return None
     return _wrote(e, f"the code of {type(e.owner).__name__} writes {' and '.join(moved)}")
+
+
+def _all_tables(owner: nn.Module, writes: frozenset[str]) -> set[str]:
+    """Those of its buffers that hold numbers; flags and counters do not move at every forward."""
+    buffers = owner._buffers
+    return {n for n in writes if (b := buffers.get(n)) is not None and b.is_floating_point()}
