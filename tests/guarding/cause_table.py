@@ -18,6 +18,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "guarding" / "confusion.md"
 Scored = Mapping[str, Mapping[Memory, list[Answer]]]
 
 INTRO = """\
+---
+orphan: true
+---
+<!-- Written by `python tests/guarding/cause_table.py`; do not edit. -->
+
 # Whose doing it was: the score
 
 A guard says why a tensor changed, from what it knows: how the bytes were written, what was kept of
