@@ -36,6 +36,9 @@ from frostline.selection import select
 AT_ONCE = 8
 """Models that are followed at the same time: a guard keeps its model in memory."""
 
+MOST = 64
+"""Models that are followed in all; a script that copies its model for every task makes no end."""
+
 TRIES = 8
 """Calls after which a model that cannot be read (still lazy, on meta) is given up."""
 
@@ -53,20 +56,29 @@ class Root:
     """A model that is followed.
 
     Attributes:
-        model: the outermost module; None once it was let go.
+        ref: the outermost module, which only the guard keeps in memory.
+        found: what is known of it so far.
         guard: what watches it; None once it was let go.
         flags: what tells the guard of flags that changed.
-        found: what is known of it so far.
         optimizers: those alive that hold a parameter of it.
         was_optimized: whether there ever was one.
     """
 
-    model: nn.Module | None
-    guard: FreezeGuard | None
-    flags: Flags
+    ref: weakref.ref[nn.Module]
     found: Followed
+    guard: FreezeGuard | None = None
+    flags: Flags | None = None
     optimizers: WeakSet[Optimizer] = field(default_factory=WeakSet)
     was_optimized: bool = False
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The outermost module; None once it is gone."""
+        return self.ref()
+
+    def watch(self, guard: FreezeGuard, model: nn.Module) -> None:
+        """Follow it from now on."""
+        self.guard, self.flags = guard, Flags(model, guard)
 
     def is_over(self) -> bool:
         """Whether it was trained, and all that trained it is gone."""
@@ -184,6 +196,7 @@ class Discovery:
             self._meet(roots.owners(p for p in given if id(p) not in held))
             mine = [r for r in self._roots if r.model is not None and _holds(r.model, ids)]
         for root in mine:
+            self._resume(root)
             root.optimizers.add(optimizer)
             root.was_optimized = True
 
@@ -193,6 +206,9 @@ class Discovery:
         for module in modules:
             if not roots.has_tensors(module):
                 self._mark(module)
+        if worth and len(self._roots) >= MOST:
+            self.unwatched["Later models"] = f"more than {MOST} models were made, one after another"
+            return
         try:
             for model in roots.outermost(worth) if worth else []:
                 self._follow(model)
@@ -205,32 +221,38 @@ class Discovery:
         if any(root.model is model for root in self._roots):
             self._mark_all(model)  # known, with new modules in it
             return
-        inside = [r for r in self._roots if r.model is not None and _is_below(r.model, model)]
+        inside = [
+            (r, prefix) for r in self._roots if (prefix := _prefix(r.model, model)) is not None
+        ]
         self._make_room()
         try:
             guard = self._guarded(model)
         except FrostlineError as error:
             self._not_yet(model, str(error))
             return
-        root = Root(model, guard, Flags(model, guard), Followed(roots.title(model)))
-        for inner in inside:
-            self._absorb(inner, root)
+        root = Root(weakref.ref(model), Followed(roots.title(model)))
+        root.watch(guard, model)
+        for inner, prefix in inside:
+            self._absorb(inner, root, prefix)
         self._roots.append(root)
         self.unwatched.pop(root.found.model, None)
         self._mark_all(model)
-        # Whoever ends the script from within a step has to hear of the step last.
-        rounds.unlisten(self)
-        rounds.listen(self)
+        self._listen_last()
 
     def _follow_flags(self) -> None:
         """In the first forward after a step, and whenever a whole model is called."""
         self._stepped = False
         try:
             for root in self._roots:
-                if root.guard is not None:
+                if root.flags is not None:
                     root.flags.follow()
         except Exception:
             self.bugs.append(traceback.format_exc())
+
+    def _listen_last(self) -> None:
+        # Whoever ends the script from within a step has to hear of the step last.
+        rounds.unlisten(self)
+        rounds.listen(self)
 
     def _guarded(self, model: nn.Module) -> FreezeGuard:
         chosen = [text for text in self._frozen if self._matches(model, text)]
@@ -259,10 +281,8 @@ class Discovery:
         if self._tries[id(model)] >= TRIES:
             self._mark_all(model)
 
-    def _absorb(self, inner: Root, outer: Root) -> None:
+    def _absorb(self, inner: Root, outer: Root, prefix: str) -> None:
         """What was followed on its own hangs in something larger now: names from out there."""
-        assert inner.model is not None  # noqa: S101
-        prefix = _prefix(inner.model, outer.model)
         self._let_go(inner)
         outer.found.earlier += inner.found.below(prefix)
         outer.optimizers |= inner.optimizers
@@ -278,10 +298,18 @@ class Discovery:
         for root in over:
             self._let_go(root)
 
+    def _resume(self, root: Root) -> None:
+        """A model that was let go is trained again: a second phase with a new optimizer."""
+        model = root.model
+        if root.guard is None and model is not None:
+            root.found.earlier = list(root.found.below(""))
+            root.watch(self._guarded(model), model)
+            self._listen_last()
+
     def _let_go(self, root: Root) -> None:
         if root.guard is None:
             return
-        guard, root.guard, root.model = root.guard, None, None
+        guard, root.guard, root.flags = root.guard, None, None
         try:
             report: GuardReport = guard.finish()
         except Exception:
@@ -298,16 +326,11 @@ def _holds(model: nn.Module, ids: set[int]) -> bool:
     return any(id(p) in ids for p in model.parameters())
 
 
-def _is_below(inner: nn.Module, outer: nn.Module) -> bool:
-    return any(module is inner for module in outer.modules())
-
-
 def _is_replica(module: nn.Module) -> bool:
     """DataParallel makes new copies for every forward."""
     return bool(getattr(module, "_is_replica", False))
 
 
-def _prefix(inner: nn.Module, outer: nn.Module | None) -> str:
-    if outer is None:
-        return ""
-    return next((name for name, module in named_modules(outer) if module is inner), "")
+def _prefix(inner: nn.Module | None, outer: nn.Module) -> str | None:
+    """Where ``inner`` hangs in ``outer``, ``""`` if that only wraps it; None if it does not."""
+    return next((name for name, module in named_modules(outer) if module is inner), None)

@@ -16,6 +16,7 @@ def keep(guard: FreezeGuard, model: nn.Module, chosen: list[str]) -> None:
     named = {id(place.tensor) for place in places}
     for watched in guard._engine.target.tensors:
         watched.by_flag = watched.by_flag and id(watched.tensor) not in named
+    guard._engine.identity.rebase()
 
 
 class Flags:
