@@ -319,7 +319,7 @@ def _copy(tensor: Tensor) -> Tensor | None:
         if _is_byte_sized(tensor):
             return tensor.view(torch.uint8).clone().view(tensor.dtype)
         try:
-            return tensor.clone()
+            return aligned(tensor).clone()
         except NotImplementedError:
             return None
 
@@ -332,20 +332,41 @@ def _is_byte_sized(tensor: Tensor) -> bool:
 def _positions(count: int) -> Tensor:
     """Some of the flat positions of a tensor of ``count`` elements, the same at every call."""
     draw = torch.Generator().manual_seed(count)
-    return torch.randint(count, (min(SAMPLED, count),), generator=draw).unique()
+    found: Tensor = torch.randint(count, (min(SAMPLED, count),), generator=draw).unique()
+    return found
 
 
 def sampled(piece: Tensor, indices: Tensor) -> Tensor:
     """The values at flat ``indices`` of a dense tensor, on the CPU."""
     flat = piece.detach()
     if _is_byte_sized(flat) and flat.dtype is not torch.uint8:
-        codes: Tensor = sampled(flat.view(torch.uint8), indices)
+        codes = sampled(flat.view(torch.uint8), indices)
         return codes.view(piece.dtype)
+    if _is_unaligned(flat):
+        return _picked(_content._as_bytes(flat), indices, flat.shape).view(piece.dtype).view(-1)
     if not _content.is_plain_memory(flat):
-        positions = torch.unravel_index(indices, flat.shape)
-        return flat[tuple(p.to(flat.device) for p in positions)].cpu()
+        return _picked(flat, indices, flat.shape).reshape(-1)
     view = flat.as_strided((flat.numel(),), (1,))
     return view[indices.to(flat.device)].cpu()
+
+
+def _picked(tensor: Tensor, indices: Tensor, shape: torch.Size) -> Tensor:
+    positions = torch.unravel_index(indices, shape)
+    return tensor[tuple(p.to(tensor.device) for p in positions)].cpu()
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The same values where torch expects them; copying complex128 ends the process without."""
+    if not _is_unaligned(tensor):
+        return tensor
+    rows = _content._as_bytes(tensor).clone(memory_format=torch.contiguous_format)
+    return rows.view(tensor.dtype).squeeze(-1)
+
+
+def _is_unaligned(tensor: Tensor) -> bool:
+    if hasattr(type(tensor), "__tensor_flatten__") or not tensor.numel():
+        return False
+    return tensor.data_ptr() % tensor.element_size() != 0
 
 
 def total(references: Sequence[Reference]) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from frostline.freezing.sealing import bits_differ, largest_difference
 from frostline.guarding import local
-from frostline.guarding.reference import Reference
+from frostline.guarding.reference import Reference, aligned
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def size(reference: Reference, tensor: Tensor | None) -> Size:
         return Size(tensor.numel())
     if not new.numel():
         return Size(0, 0)
-    old, new = _resolved(old), _resolved(new.to(old.device))
+    old, new = _flat(old), _flat(new.to(old.device))
     differ = bits_differ(old, new)
     largest = _largest(old, new)
     # A NaN or an infinity has no distance that could be told.
@@ -49,8 +50,12 @@ def _are_alike(old: Tensor, new: Tensor) -> bool:
     return old.shape == new.shape and old.dtype == new.dtype and type(old) is type(new)
 
 
-def _resolved(tensor: Tensor) -> Tensor:
-    return tensor.resolve_conj().resolve_neg()
+def _flat(tensor: Tensor) -> Tensor:
+    dense = aligned(tensor).resolve_conj().resolve_neg()
+    if dense.element_size() == 1:  # the sub-byte types have no copy kernel of their own
+        dense = dense.view(torch.uint8).contiguous().view(tensor.dtype)
+    # Not view(-1): a single element may keep an odd stride, which a view of other type refuses.
+    return dense.contiguous().as_strided((dense.numel(),), (1,))
 
 
 def _largest(old: Tensor, new: Tensor) -> float | None:
