@@ -195,7 +195,10 @@ class Engine:
     def restored(self, suspects: Iterable[Suspect]) -> None:
         """These are as they were again: look at them as before."""
         self.known.difference_update(id(s.watched) for s in suspects)
+        began_anew = self._began_anew
         self.rebind()
+        # This answers to a look, which has read what was written before it.
+        self._began_anew = began_anew
 
     def close(self) -> None:
         """Watch no more."""
@@ -218,7 +221,8 @@ class Engine:
             found += self._read_what_began_anew()
         started = time.perf_counter()
         if self.patrol.nbytes and self.overhead > 0:
-            found += self._suspects(self.patrol.run(step_seconds), "content")
+            seen = self._suspects(self.patrol.run(step_seconds), "content")
+            found += seen + self._beside(seen)
             self.clocks["content"].add(started)
         return self._once(found)
 
@@ -275,7 +279,10 @@ class Engine:
 
     def _once(self, found: list[Suspect]) -> list[Suspect]:
         """The first suspicion of each tensor that was not reported yet, in the model's order."""
-        first = {id(s.watched): s for s in reversed(found) if id(s.watched) not in self.known}
+        first: dict[int, Suspect] = {}
+        for suspect in found:
+            if id(suspect.watched) not in self.known:
+                first.setdefault(id(suspect.watched), suspect)
         if len(first) < 2:
             return list(first.values())
         order = {id(w): number for number, w in enumerate(self.target.tensors)}
@@ -287,6 +294,16 @@ class Engine:
             return []
         by_reference = {id(self.reference(w)): w for w in self.target.tensors}
         return [self._suspect(by_reference[id(r)], tier) for r in found if id(r) in by_reference]
+
+    def _beside(self, seen: list[Suspect]) -> list[Suspect]:
+        """What else of the same modules differs: a norm's statistics tell more together."""
+        owners = {id(s.watched.owner) for s in seen}
+        known = {id(s.watched) for s in seen} | self.known
+        return [
+            self._suspect(w, "content")
+            for w in (self.target.tensors if owners else ())
+            if id(w.owner) in owners and id(w) not in known and self.reference(w).differs
+        ]
 
     def _suspect(self, watched: Watched, tier: str) -> Suspect:
         return Suspect(watched, self.reference(watched), "value", tier, watched.tensor)

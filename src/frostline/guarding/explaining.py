@@ -17,18 +17,45 @@ from frostline.guarding.witness import Witness
 
 
 class Explaining:
-    """Gathers evidence between two looks, and explains what the second one found."""
+    """Gathers evidence between two looks, and explains what the second one found.
+
+    Two horizons: identity and pages see a change at the next look; content and full checks may see
+    it long after, so what was gathered since the last full check is evidence for those.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._window = evidence.WindowEvidence(models=engine.target.models)
         self._tensors: list[Watched] = []
         self._frozen: dict[str, Tensor] = {}
+        self._window, self._long = self._nothing(), self._nothing()
+        self._moved: set[int] = set()
 
-    def forget(self) -> None:
-        """A look is over: what comes is evidence for the next one."""
-        self._window = evidence.WindowEvidence(models=self._engine.target.models)
-        self._engine.identity.versions_moved()
+    def _nothing(self) -> evidence.WindowEvidence:
+        return evidence.WindowEvidence(models=self._engine.target.models)
+
+    def look_ended(self) -> None:
+        """What comes is evidence for the next look."""
+        self._remember()
+        self._moved |= self._engine.identity.versions_moved()
+
+    def _remember(self) -> None:
+        short, self._window = self._window, self._nothing()
+        self._long.loads += short.loads
+        self._long.conversions += short.conversions
+        self._long.applies += short.applies
+        # Steps without a gradient of anything frozen are all alike: one of each optimizer will do.
+        alike = {id(step.optimizer) for step in self._long.steps if not step.zero_grads}
+        for step in short.steps:
+            if step.zero_grads or id(step.optimizer) not in alike:
+                self._long.steps.append(step)
+            if not step.zero_grads:
+                alike.add(id(step.optimizer))
+
+    def all_was_read(self) -> None:
+        """What comes is evidence for the next full check."""
+        self.look_ended()
+        self._long = self._nothing()
+        self._moved.clear()
 
     # --- evidence -------------------------------------------------------------------------
 
@@ -64,15 +91,25 @@ class Explaining:
         """One change for each suspect, drift first."""
         if not suspects:
             return []
-        moved = self._engine.identity.versions_moved()
-        altered = [s for s in suspects if s.kind in ("value", "dtype")]
-        found = causes.find([self._evidence(s, moved) for s in altered], self._window)
+        found = self._causes(suspects)
         by_name = {name: cause for cause in found for name in cause.names}
         changes = [
             self._change(s, by_name.get(s.watched.name), since(s.tier), step, witness)
             for s in suspects
         ]
         return sorted(changes, key=lambda change: change.severity != "drift")
+
+    def _causes(self, suspects: Sequence[Suspect]) -> list[causes.Cause]:
+        altered = [s for s in suspects if s.kind in ("value", "dtype")]
+        just_now = [s for s in altered if s.tier in ("identity", "pages")]
+        long_ago = [s for s in altered if s not in just_now]
+        moved = self._engine.identity.versions_moved()
+        found = causes.find([self._evidence(s, moved) for s in just_now], self._window)
+        self._moved |= moved
+        if long_ago:
+            self._remember()
+            found += causes.find([self._evidence(s, self._moved) for s in long_ago], self._long)
+        return found
 
     def _evidence(self, suspect: Suspect, moved: set[int]) -> evidence.TensorEvidence:
         watched, old = suspect.watched, suspect.reference.old

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -242,7 +243,11 @@ class FreezeGuard:
 
     def saving(self, module: nn.Module) -> None:
         """Somebody takes the state dict: what is saved is checked first."""
-        if not self._busy and any(module is model for model in self._target.models):
+        if self._busy or self._state != "watching":
+            return
+        inside = {id(m) for m in module.modules()}
+        # A wrapper (DDP, Lightning) saves the model, a submodule a part of it.
+        if any(id(place.owner) in inside for w in self._target.tensors for place in w.places):
             with self._lock:
                 self._full_check()
 
@@ -303,7 +308,18 @@ class FreezeGuard:
             self._handle(self._engine.look(self._step_seconds))
             self._tell_late()
             self._clean_at = self._rounds.steps
+            self._give_lines()
             self._witness.step_ended()
+
+    def _give_lines(self) -> None:
+        """What was told without a line, and was written again while lines were looked for."""
+        if self._pinpoint != "auto" or not self._witness.is_on:
+            return
+        have = {change.name for change in self._report.changes if change.culprit is not None}
+        for number, change in enumerate(self._report.changes):
+            culprit = self._witness.culprit(change.name)
+            if culprit is not None and change.name not in have:
+                self._report.changes[number] = replace(change, culprit=culprit.where)
 
     def _full_check(self, seconds: float | None = None) -> None:
         with self._timed(), self._alone():
@@ -312,6 +328,7 @@ class FreezeGuard:
             self._handle(suspects, self._structure())
             self._tell_late()
             self._clean_at = self._full_at = self._rounds.steps
+            self._explaining.all_was_read()
             self._answer.after_full_check()
 
     @contextmanager
@@ -404,10 +421,10 @@ class FreezeGuard:
             suspects, self._since, self._rounds.steps, self._witness
         ) + list(more or ())
         if not changes:
-            self._explaining.forget()
+            self._explaining.look_ended()
             return
         self._report.changes += changes
-        self._explaining.forget()
+        self._explaining.look_ended()
         self._engine.settle(suspects)
         to_answer = [c for c in changes if c.severity == "drift" or self._is_to_be_repaired(c)]
         if to_answer:
