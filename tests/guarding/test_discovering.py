@@ -228,6 +228,17 @@ def test_copies_that_are_only_called_are_let_go_in_time() -> None:
         assert len(discovery.finish()) == discovering.AT_ONCE + 4
 
 
+def test_an_endless_row_of_models_is_not_followed_to_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(discovering, "MOST", 3)
+    with Discovery() as discovery:
+        for _ in range(5):
+            Net().eval()(torch.randn(2, 4))
+        assert len(discovery.finish()) == 3
+    assert "more than 3 models" in discovery.unwatched["Later models"]
+
+
 def test_what_has_no_content_yet_is_watched_from_when_it_has() -> None:
     net = nn.Sequential(nn.LazyLinear(4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     for p in net[:2].parameters():

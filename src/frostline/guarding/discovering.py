@@ -12,7 +12,6 @@ import threading
 import traceback
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 from weakref import WeakSet
@@ -21,16 +20,16 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from frostline._names import named_modules
 from frostline.errors import FrostlineError, SelectionError
 from frostline.guarding import global_hook, roots, rounds
-from frostline.guarding.following import Flags, keep
+from frostline.guarding.following import keep
 from frostline.guarding.freeze_guard import FreezeGuard
 from frostline.guarding.guard import collecting
 from frostline.guarding.merging import Followed
 from frostline.guarding.report import GuardReport
 from frostline.guarding.scripts import Enough
 from frostline.guarding.step_limit import StepLimit
+from frostline.guarding.tracked import Root, holds, place_in
 from frostline.selection import select
 
 AT_ONCE = 8
@@ -49,40 +48,6 @@ class Unmatched(Enough):
 
 class StepsDone(Enough):
     """As many steps as were asked for."""
-
-
-@dataclass(eq=False)
-class Root:
-    """A model that is followed.
-
-    Attributes:
-        ref: the outermost module, which only the guard keeps in memory.
-        found: what is known of it so far.
-        guard: what watches it; None once it was let go.
-        flags: what tells the guard of flags that changed.
-        optimizers: those alive that hold a parameter of it.
-        was_optimized: whether there ever was one.
-    """
-
-    ref: weakref.ref[nn.Module]
-    found: Followed
-    guard: FreezeGuard | None = None
-    flags: Flags | None = None
-    optimizers: WeakSet[Optimizer] = field(default_factory=WeakSet)
-    was_optimized: bool = False
-
-    @property
-    def model(self) -> nn.Module | None:
-        """The outermost module; None once it is gone."""
-        return self.ref()
-
-    def watch(self, guard: FreezeGuard, model: nn.Module) -> None:
-        """Follow it from now on."""
-        self.guard, self.flags = guard, Flags(model, guard)
-
-    def is_over(self) -> bool:
-        """Whether it was trained, and all that trained it is gone."""
-        return self.guard is not None and self.was_optimized and not self.optimizers
 
 
 class Discovery:
@@ -190,11 +155,11 @@ class Discovery:
         """Follow the models whose parameters it has."""
         given = [p for group in optimizer.param_groups for p in group["params"]]
         ids = {id(p) for p in given}
-        mine = [r for r in self._roots if r.model is not None and _holds(r.model, ids)]
+        mine = [r for r in self._roots if r.model is not None and holds(r.model, ids)]
         held = {id(p) for r in mine if r.model is not None for p in r.model.parameters()}
         if not ids <= held:
             self._meet(roots.owners(p for p in given if id(p) not in held))
-            mine = [r for r in self._roots if r.model is not None and _holds(r.model, ids)]
+            mine = [r for r in self._roots if r.model is not None and holds(r.model, ids)]
         for root in mine:
             self._resume(root)
             root.optimizers.add(optimizer)
@@ -222,7 +187,7 @@ class Discovery:
             self._mark_all(model)  # known, with new modules in it
             return
         inside = [
-            (r, prefix) for r in self._roots if (prefix := _prefix(r.model, model)) is not None
+            (r, prefix) for r in self._roots if (prefix := place_in(r.model, model)) is not None
         ]
         self._make_room()
         try:
@@ -322,15 +287,6 @@ def _is_traced() -> bool:
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
-def _holds(model: nn.Module, ids: set[int]) -> bool:
-    return any(id(p) in ids for p in model.parameters())
-
-
 def _is_replica(module: nn.Module) -> bool:
     """DataParallel makes new copies for every forward."""
     return bool(getattr(module, "_is_replica", False))
-
-
-def _prefix(inner: nn.Module | None, outer: nn.Module) -> str | None:
-    """Where ``inner`` hangs in ``outer``, ``""`` if that only wraps it; None if it does not."""
-    return next((name for name, module in named_modules(outer) if module is inner), None)

@@ -67,11 +67,6 @@ class ScriptReport(Result):
         """Whether nothing frozen changed in any model, and all of them were watched."""
         return not (self.moved or self.unwatched or self.unmatched)
 
-    @property
-    def steps(self) -> int:
-        """Optimizer steps in all models."""
-        return sum(model.report.steps for model in self.models)
-
     def __str__(self) -> str:
         return script_telling.report(self)
 

@@ -23,7 +23,7 @@ def page(result: Mapping[str, Any]) -> str:
             "command": " ".join([result["script"], *result["arguments"]]),
             "moved": sum(len(model["drift"]) for model in models),
             "frozen": sum(model["frozen"] for model in models),
-            "steps": sum(model["steps"] for model in models),
+            "steps": max((model["steps"] for model in models), default=0),
             "idle": sum(len(model["idle"]) for model in models),
             "models": models,
         },
