@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -75,21 +75,23 @@ def bits(tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
 
 
 def contents(model: nn.Module) -> dict[str, bytes]:
-    """The bytes of all that a model consists of."""
-    return bits(dict(model.state_dict()))
+    """The bytes of all that a model consists of; no state dict, since a guard checks then."""
+    return bits({**dict(model.named_parameters()), **dict(model.named_buffers())})
 
 
 def backbone_bits(model: nn.Module) -> dict[str, bytes]:
     """The bytes of the frozen half."""
-    return bits(dict(model.backbone.state_dict(prefix="backbone.")))
+    return {k: v for k, v in contents(model).items() if k.startswith("backbone.")}
 
 
-def state_bits(optimizer: Optimizer) -> list[dict[str, object]]:
-    """The state of an optimizer, tensor by tensor."""
+def state_bits(
+    optimizer: Optimizer, parameters: Iterable[nn.Parameter] | None = None
+) -> list[dict[str, object]]:
+    """The state of an optimizer, tensor by tensor; of these parameters, or of all it has."""
+    own = (p for group in optimizer.param_groups for p in group["params"])
     return [
         {k: bits({k: v})[k] if isinstance(v, Tensor) else v for k, v in optimizer.state[p].items()}
-        for group in optimizer.param_groups
-        for p in group["params"]
+        for p in (own if parameters is None else parameters)
         if p in optimizer.state
     ]
 
