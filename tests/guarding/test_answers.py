@@ -1,5 +1,5 @@
 # ruff: noqa: PT012  (what is guarded is a block, and the test is where in it the alarm comes)
-"""The four answers: raise, warn, restore, rewind; what is bit-identical after each, and what not."""
+"""The four answers: raise, warn, restore, rewind; what is bit-identical after each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ import frostline as fl
 from frostline.errors import FrostlineWarning, FrozenStateChanged
 from tests.guarding import loops
 from tests.guarding.loops import (
-    BACKBONE,
     ENTRY,
     backbone_bits,
     contents,

@@ -463,9 +463,9 @@ class FreezeGuard:
         report.steps = self._rounds.steps
         report.tiers = tiers(engine, not report.nothing_ran)
         report.coverage = _coverage(engine)
-        report.unchanged = not report.drift and (
-            engine.pages_vouch or (final and engine.clocks["full check"].looks > 0)
-        )
+        seen = engine.pages_vouch or (final and engine.clocks["full check"].looks > 0)
+        # A last check that was cut short says nothing of what was written since the last step.
+        report.unchanged = seen and not report.drift and not engine.cut_short
         report.notes = list(dict.fromkeys([*report.notes, *engine.all_notes]))
         report.windows = self._answer.windows
         report.seconds["full check"] = engine.clocks["full check"].seconds
