@@ -230,7 +230,7 @@ class Engine:
         """Ids of the references that the kernel witnesses to be unchanged right now."""
         if self.pages is None or self._began_anew or not self.identity.stands_still:
             return set()
-        written = {id(r) for r in self.pages.touched() if r.differs}
+        written = {id(r) for r in self.pages.pending() if r.differs}
         return {id(r) for r in self.pages.references} - written
 
     def _should_be_huge(self, step_seconds: float | None) -> bool:

@@ -84,13 +84,21 @@ class PageTier:
         return list(found.values())
 
     def touched(self) -> list[Reference]:
-        """What may have been written since it was last asked; the next look knows of it too."""
+        """What may have been written since this was last asked; the next look knows of it too."""
         written = self._record.written()
         self._owed += written
-        found = {id(ref): ref for _, _, ref, _ in self._within(written)}
         now = self._digest_of_rest()
-        if now != self._seen:
-            self._seen = now
+        changed, self._seen = now != self._seen, now
+        return self._candidates(written, changed)
+
+    def pending(self) -> list[Reference]:
+        """What may have been written since the last look."""
+        self._owed += self._record.written()
+        return self._candidates(self._owed, self._digest_of_rest() != self._expected)
+
+    def _candidates(self, written: Sequence[tuple[int, int]], rest: bool) -> list[Reference]:
+        found = {id(ref): ref for _, _, ref, _ in self._within(written)}
+        if rest:
             found |= {id(ref): ref for _, ref, _ in self._rest}
         return list(found.values())
 
