@@ -30,7 +30,7 @@ from tests.guarding.loops import (
 )
 
 
-class Own(Exception):  # noqa: N818  (not every exception is called an error)
+class Own(Exception):
     pass
 
 
@@ -44,17 +44,15 @@ def test_the_error_of_the_block_passes_unchanged(error: BaseException, drifts: b
     error.__dict__.clear()
     if hasattr(error, "__notes__"):
         del error.__notes__
-    try:
-        with fl.guard(part) as guard:
-            train(model, head_optimizer(model), 1)
-            if drifts:
-                model.backbone[0].weight = nn.Parameter(torch.ones(16, 12), requires_grad=False)
-            raise error.with_traceback(None)
-    except BaseException as caught:
-        assert caught is error
-        assert caught.__cause__ is caught.__context__ is None
-        lines = [frame.name for frame in traceback.extract_tb(caught.__traceback__)]
-        assert lines == ["test_the_error_of_the_block_passes_unchanged"]
+    with pytest.raises(type(error)) as caught, fl.guard(part) as guard:
+        train(model, head_optimizer(model), 1)
+        if drifts:
+            model.backbone[0].weight = nn.Parameter(torch.ones(16, 12), requires_grad=False)
+        raise error.with_traceback(None)
+    assert caught.value is error
+    assert error.__cause__ is error.__context__ is None
+    lines = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    assert lines == ["test_the_error_of_the_block_passes_unchanged"]
     notes = getattr(error, "__notes__", [])
     assert len(notes) == drifts
     assert guard.report.ok is not drifts

@@ -123,6 +123,15 @@ class Identity:
         same = all(map(is_, here, self._objects)) and all(links)
         return same and list(map(Tensor.data_ptr, self._tensors)) == self._pointers
 
+    def elsewhere(self) -> list[Watched]:
+        """Tensors that are another object, or have other memory, than at the last rebase."""
+        if self.stands_still:
+            return []
+        found = Look()
+        self._look_at_places(found)
+        self._look_at_memory(found)
+        return unique([*found.replaced, *found.moved])
+
     def versions_moved(self) -> set[int]:
         """Ids of the tensors whose version counter moved since last asked: a hint, no proof."""
         now = self._versions_now()

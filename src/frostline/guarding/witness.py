@@ -22,6 +22,7 @@ class Memory:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._seen = {r.name: r.digest() for r in engine.references}
+        self._elsewhere: set[str] = set()
 
     def ranges(self) -> Sequence[tuple[int, int, str]]:
         """Byte ranges of what is watched on the CPU, in order."""
@@ -40,7 +41,13 @@ class Memory:
             if self._seen.get(reference.name) != now:
                 self._seen[reference.name] = now
                 found.append(reference.name)
-        return found
+        return found if names is not None else found + self._gone_elsewhere(found)
+
+    def _gone_elsewhere(self, told: list[str]) -> list[str]:
+        """Other objects and other memory: what was there is still as it was."""
+        before = self._elsewhere
+        self._elsewhere = {watched.name for watched in self._engine.identity.elsewhere()}
+        return sorted(self._elsewhere - before - set(told))
 
     def _candidates(self, names: Iterable[str] | None) -> list[Reference]:
         engine = self._engine
