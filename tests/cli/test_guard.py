@@ -232,11 +232,20 @@ def _command(*arguments: str, **environment: str) -> subprocess.CompletedProcess
     )
 
 
-def test_under_json_stdout_has_nothing_else() -> None:
-    done = _command("--json", "workers.py", "spawn")
+def test_under_json_stdout_has_nothing_else(tmp_path: Path) -> None:
+    script = tmp_path / "children.py"
+    script.write_text("import os\nprint('from python')\nos.system('echo from a child')\n")
+    done = _command("--json", str(script))
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["script"] == "workers.py"
-    assert "spawn: 2 batches" in done.stderr
+    assert json.loads(done.stdout)["script"] == str(script)
+    assert sorted(done.stderr.splitlines()) == ["from a child", "from python"]
+
+
+@pytest.mark.slow
+def test_spawned_workers() -> None:
+    done = _command("workers.py", "spawn")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("spawn: 2 batches\nfrostline guard workers.py: nothing frozen")
 
 
 def test_a_reader_that_goes_away_stops_the_script_as_python_does() -> None:
@@ -247,16 +256,21 @@ def test_a_reader_that_goes_away_stops_the_script_as_python_does() -> None:
     assert "bug of frostline" not in done.stderr
 
 
-def test_other_ranks_tell_only_what_moved(tmp_path: Path) -> None:
+def test_other_ranks_tell_only_what_moved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
     page = tmp_path / "page.html"
-    done = _command("--html", str(page), "flags_and_norm.py", "--epochs", "1", RANK="1")
-    assert done.returncode == 1
-    assert done.stdout == "epoch 0 done\n"
-    lines = done.stderr.splitlines()
+    assert run(["guard", "--html", str(page), "flags_and_norm.py", "--epochs", "1"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "epoch 0 done\n"
+    lines = err.splitlines()
     assert lines
     assert all(line.startswith("[rank 1]") for line in lines)
     assert any("backbone.1.running_mean" in line for line in lines)
     assert [path.name for path in tmp_path.iterdir()] == ["page.rank1.html"]
+    assert run(["guard", "uses_neighbour.py"]) == 0
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from frostline.errors import FrostlineError, SelectionError
 from frostline.guarding import global_hook, roots, rounds
-from frostline.guarding.following import keep
+from frostline.guarding.following import keep, settle
 from frostline.guarding.freeze_guard import FreezeGuard
 from frostline.guarding.guard import collecting
 from frostline.guarding.merging import Followed
@@ -132,7 +132,10 @@ class Discovery:
             return
         with self._lock:
             self._introduced.add(optimizer)
-            self._introduce(optimizer)
+            try:
+                self._introduce(optimizer)
+            except Exception:
+                self.bugs.append(traceback.format_exc())
             if not self._matched.issuperset(self._frozen):
                 raise Unmatched
 
@@ -257,6 +260,9 @@ class Discovery:
     def _make_room(self) -> None:
         """A guard keeps its model in memory, and scripts build one for each fold."""
         live = [root for root in self._roots if root.guard is not None]
+        for root in live:
+            if root.guard is not None and root.was_optimized:
+                settle(root.guard)
         over = [root for root in live if root.is_over()]
         if not over and len(live) >= AT_ONCE:
             over = sorted(live, key=lambda root: bool(root.optimizers))[:1]

@@ -19,6 +19,12 @@ def keep(guard: FreezeGuard, model: nn.Module, chosen: list[str]) -> None:
     guard._engine.identity.rebase()
 
 
+def settle(guard: FreezeGuard) -> None:
+    """Read every byte; with that the evidence goes which keeps optimizers of the past in memory."""
+    with guard._lock:
+        guard._full_check()
+
+
 class Flags:
     """Keeps the guard of one model in step with the flags of its parameters."""
 
