@@ -74,6 +74,15 @@ def test_every_mapping_is_judged_by_its_own_line() -> None:
             assert (found.why_not(first, last) is not None) is open_to_others, line
 
 
+def test_a_hole_behind_a_shared_mapping_is_no_part_of_it() -> None:
+    found, lines = Private(), Path("/proc/self/maps").read_text().splitlines()
+    places = [tuple(int(edge, 16) for edge in line.split()[0].split("-")) for line in lines]
+    starts = {start for start, _ in places}
+    holes = [end for _, end in places if end not in starts]
+    assert holes
+    assert [found.why_not(hole, hole + 1) for hole in holes] == [None] * len(holes)
+
+
 def test_it_is_known_as_of_its_moment() -> None:
     before = Private()
     memory = Scratch(2000, flags=SHARED)
