@@ -341,14 +341,14 @@ class FreezeGuard:
             self._busy = False
 
     def _structure(self) -> list[Change]:
-        found = []
+        """Modes and additions, as the parts tell of them; flags and bytes are the engine's."""
         told = {(c.name, c.kind) for c in self._report.changes}
-        for part in self._target.parts:
-            if not part.undone:
-                found += [c for c in part.structure_changes() if (c.name, c.kind) not in told]
-        watched = set(self._target.names)
-        # Under a selection within the part, the rest of the part is not watched.
-        return [c for c in found if c.kind in ("mode", "added") or c.name in watched]
+        found = [c for p in self._target.parts if not p.undone for c in p.structure_changes()]
+        return [
+            replace(c, step=self._rounds.steps, since=self._full_at)
+            for c in found
+            if c.kind in ("mode", "added") and (c.name, c.kind) not in told
+        ]
 
     def _membership(self) -> None:
         """Parts that shrank let tensors go; flags may have frozen more."""
@@ -360,7 +360,7 @@ class FreezeGuard:
                     self._engine.release(watched, "was thawed")
             self._target.parts = [p for p in self._target.parts if not p.undone]
             self._engine.rebind()
-        if self._on_change == "collect" and self._target.by_flag:
+        if self._on_change == "collect" and self._idle.drop_frozen():
             self._admit_newly_frozen()
 
     def _admit_newly_frozen(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,6 +17,7 @@ from frostline.errors import UnsupportedTensor
 from frostline.guarding import local
 from frostline.guarding.report import Idle
 
+_requires_grad = attrgetter("requires_grad")
 _LOOKS = 16  # steps of an optimizer over which gradients are looked for
 
 
@@ -45,6 +47,13 @@ class IdleWatch:
                 continue
             self._watched[id(p)] = entry.name, p, found
             self._pending[id(p)] = p
+
+    def drop_frozen(self) -> bool:
+        """Forget what was frozen meanwhile; whether there was any."""
+        if all(map(_requires_grad, (p for _, p, _ in self._watched.values()))):
+            return False
+        self._watched = {i: entry for i, entry in self._watched.items() if entry[1].requires_grad}
+        return True
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Note which parameters the optimizer has, and which of them have a gradient."""
