@@ -90,8 +90,11 @@ def _cause(changes: Sequence[Change], pinpointed: bool) -> list[str]:
 
 
 def _labelled(label: str, text: str) -> list[str]:
+    # A path is there to be copied; a name of a tensor is in the rows and in .changes.
+    words = text.split(" ") if label != "line" else [text]
+    room = WIDTH - 9 if label != "line" else len(text)
     return fill(
-        text,
+        " ".join(elide(word, room) for word in words),
         WIDTH,
         initial_indent=f"  {label:<7}",
         subsequent_indent=" " * 9,
