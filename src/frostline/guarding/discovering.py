@@ -22,7 +22,6 @@ from torch.optim import Optimizer
 
 from frostline.errors import FrostlineError, SelectionError
 from frostline.guarding import global_hook, roots, rounds
-from frostline.guarding.following import keep, settle
 from frostline.guarding.freeze_guard import FreezeGuard
 from frostline.guarding.guard import collecting
 from frostline.guarding.merging import Followed
@@ -199,7 +198,7 @@ class Discovery:
             self._not_yet(model, str(error))
             return
         root = Root(weakref.ref(model), Followed(roots.title(model)))
-        root.watch(guard, model)
+        root.guard = guard
         for inner, prefix in inside:
             self._absorb(inner, root, prefix)
         self._roots.append(root)
@@ -212,8 +211,8 @@ class Discovery:
         self._stepped = False
         try:
             for root in self._roots:
-                if root.flags is not None:
-                    root.flags.follow()
+                if root.guard is not None:
+                    root.guard.follow_flags()
         except Exception:
             self.bugs.append(traceback.format_exc())
 
@@ -225,9 +224,7 @@ class Discovery:
     def _guarded(self, model: nn.Module) -> FreezeGuard:
         chosen = [text for text in self._frozen if self._matches(model, text)]
         with torch.inference_mode(False), torch.no_grad():
-            guard = collecting(model, chosen or None, pinpoint=self._pinpoint).__enter__()
-            keep(guard, model, chosen)
-            return guard
+            return collecting(model, chosen or None, pinpoint=self._pinpoint).__enter__()
 
     def _matches(self, model: nn.Module, text: str) -> bool:
         try:
@@ -262,7 +259,8 @@ class Discovery:
         live = [root for root in self._roots if root.guard is not None]
         for root in live:
             if root.guard is not None and root.was_optimized:
-                settle(root.guard)
+                # With that the evidence goes which keeps optimizers of the past in memory.
+                root.guard.read_all()
         over = [root for root in live if root.is_over()]
         if not over and len(live) >= AT_ONCE:
             over = sorted(live, key=lambda root: bool(root.optimizers))[:1]
@@ -274,13 +272,13 @@ class Discovery:
         model = root.model
         if root.guard is None and model is not None:
             root.found.earlier = list(root.found.below(""))
-            root.watch(self._guarded(model), model)
+            root.guard = self._guarded(model)
             self._listen_last()
 
     def _let_go(self, root: Root) -> None:
         if root.guard is None:
             return
-        guard, root.guard, root.flags = root.guard, None, None
+        guard, root.guard = root.guard, None
         try:
             report: GuardReport = guard.finish()
         except Exception:

@@ -414,13 +414,11 @@ class Engine:
         self._note(watched, f"{why}, and was let go")
         return last
 
-    def let_thawed_go(self) -> list[Suspect]:
-        """Let go of what flags alone froze and do not freeze any more; checked a last time."""
-        thawed = self.identity.thawed()
+    def let_go(self, thawed: Iterable[Watched]) -> list[Suspect]:
+        """Let go of what flags do not freeze any more; checked a last time."""
         found = [s for watched in thawed for s in self.release(watched, "became trainable")]
-        if thawed:
-            self.identity.rebase()
-            self._bind()
+        self.identity.rebase()
+        self._bind()
         return found
 
     def _differs_unknown(self, watched: Watched) -> bool:

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from frostline._names import named_tensors
 from frostline._results import Change
 from frostline.errors import FreezeError, FrozenStateChanged
 from frostline.freezing import live_parts
@@ -150,7 +151,7 @@ class FreezeGuard:
 
     def _leave(self) -> None:
         try:
-            self._full_check()
+            self.read_all()
             self._compare_ranks()
         finally:
             self._close_report()
@@ -204,7 +205,7 @@ class FreezeGuard:
         """
         self._refuse_unless_watching("check")
         with self._lock:
-            self._full_check()
+            self.read_all()
             self._compare_ranks()
 
     def _refuse_unless_watching(self, verb: str) -> None:
@@ -219,7 +220,7 @@ class FreezeGuard:
         if not self._follows(optimizer):
             return
         with self._lock, self._timed():
-            self._let_thawed_go()
+            self.follow_flags()
             if self._report.nothing_ran:
                 self._preflight(None)
             self._preflight(optimizer)
@@ -249,7 +250,7 @@ class FreezeGuard:
         # A wrapper (DDP, Lightning) saves the model, a submodule a part of it.
         if any(id(place.owner) in inside for w in self._target.tensors for place in w.places):
             with self._lock:
-                self._full_check()
+                self.read_all()
 
     def loaded(self, module: nn.Module, keys: Mapping[str, Tensor | None], where: str) -> None:
         """Somebody called ``load_state_dict``."""
@@ -303,6 +304,7 @@ class FreezeGuard:
     def _look(self) -> None:
         with self._timed(), self._alone():
             self._membership()
+            self.follow_flags()
             self._report.nothing_ran = False
             self._report.steps = self._rounds.steps
             self._handle(self._engine.look(self._step_seconds))
@@ -321,8 +323,9 @@ class FreezeGuard:
             if culprit is not None and change.name not in have:
                 self._report.changes[number] = replace(change, culprit=culprit.where)
 
-    def _full_check(self, seconds: float | None = None) -> None:
-        with self._timed(), self._alone():
+    def read_all(self, seconds: float | None = None) -> None:
+        """Read every byte, on this rank alone, for at most ``seconds`` if that is given."""
+        with self._lock, self._timed(), self._alone():
             self._membership()
             suspects = self._engine.full_check(seconds)
             self._handle(suspects, self._structure())
@@ -360,8 +363,32 @@ class FreezeGuard:
                     self._engine.release(watched, "was thawed")
             self._target.parts = [p for p in self._target.parts if not p.undone]
             self._engine.rebind()
-        if self._on_change == "collect" and self._idle.drop_frozen():
-            self._admit_newly_frozen()
+
+    def follow_flags(self) -> None:
+        """Let go of what flags do not freeze any more, checked a last time; take in what they do.
+
+        To be called before a forward: what that writes to an unfrozen norm is no alarm any more.
+        """
+        if not self._target.by_flag:
+            return
+        with self._lock, self._timed():
+            if self._engine.identity.thawed():
+                self._let_thawed_go()
+            if self._on_change == "collect" and self._idle.drop_frozen():
+                self._admit_newly_frozen()
+
+    def _let_thawed_go(self) -> None:
+        """The drift that this shows is told at the next look."""
+        frozen = target.frozen_now(self._target.models)
+        live = {id(e.tensor) for model in self._target.models for e in named_tensors(model)}
+        free = [
+            w
+            for w in self._target.tensors
+            if w.by_flag and id(w.tensor) in live and id(w.tensor) not in frozen
+        ]
+        with self._quietly() as found:
+            self._handle(self._engine.let_go(free))
+        self._late += found
 
     def _admit_newly_frozen(self) -> None:
         known = {id(w.tensor) for w in self._target.tensors}
@@ -381,17 +408,10 @@ class FreezeGuard:
                     self._late += self._found_quietly()
                 self._shrunk = True
 
-    def _let_thawed_go(self) -> None:
-        """Flags decide, and were switched on: checked now, before the step that may write."""
-        if suspects := self._engine.let_thawed_go():
-            with self._quietly() as found:
-                self._handle(suspects)
-            self._late += found
-
     def _found_quietly(self, seconds: float | None = None) -> list[Change]:
         """The drift that a full check finds, without the answer to it."""
         with self._quietly() as found:
-            self._full_check(seconds)
+            self.read_all(seconds)
         return found
 
     @contextmanager

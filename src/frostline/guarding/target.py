@@ -92,11 +92,20 @@ def by_flags(model: nn.Module, selector: Selector = None) -> Target:
     """What flags, parts and ``selector`` say is frozen now, which may be nothing at all."""
     found = Target(type(model).__name__, [model], by_flag=True)
     _add(found, _frozen_places(model), "")
-    if selector is not None:
-        _add(found, select(model, selector).tensors, "")
+    named = select(model, selector).tensors if selector is not None else []
+    _add(found, named, "")
     found.parts = parts_of(model)
     _mark(found)
+    chosen = {id(entry.tensor) for entry in named}
+    for watched in found.tensors:
+        # What was chosen by name stays watched, whatever its flag says.
+        watched.by_flag = watched.by_flag and id(watched.tensor) not in chosen
     return found
+
+
+def frozen_now(models: Iterable[nn.Module]) -> set[int]:
+    """Ids of the tensors that parts and flags freeze at this moment."""
+    return {id(entry.tensor) for model in models for entry in _frozen_places(model)}
 
 
 def name_in(target: Target, model: nn.Module, name: str) -> str:

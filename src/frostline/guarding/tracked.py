@@ -10,7 +10,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from frostline._names import named_modules
-from frostline.guarding.following import Flags
 from frostline.guarding.freeze_guard import FreezeGuard
 from frostline.guarding.merging import Followed
 
@@ -23,7 +22,6 @@ class Root:
         ref: the outermost module, which only the guard keeps in memory.
         found: what is known of it so far.
         guard: what watches it; None once it was let go.
-        flags: what tells the guard of flags that changed.
         optimizers: those alive that hold a parameter of it.
         was_optimized: whether there ever was one.
     """
@@ -31,7 +29,6 @@ class Root:
     ref: weakref.ref[nn.Module]
     found: Followed
     guard: FreezeGuard | None = None
-    flags: Flags | None = None
     optimizers: WeakSet[Optimizer] = field(default_factory=WeakSet)
     was_optimized: bool = False
 
@@ -39,10 +36,6 @@ class Root:
     def model(self) -> nn.Module | None:
         """The outermost module; None once it is gone."""
         return self.ref()
-
-    def watch(self, guard: FreezeGuard, model: nn.Module) -> None:
-        """Follow it from now on."""
-        self.guard, self.flags = guard, Flags(model, guard)
 
     def is_over(self) -> bool:
         """Whether it was trained, and all that trained it is gone."""
