@@ -150,14 +150,20 @@ def _value_change(sealed: SealedTensor, name: str, tensor: Tensor) -> Change:
 
 def bits_differ(old: Tensor, new: Tensor) -> Tensor:
     """One bool an element."""
-    pair = [t.contiguous().reshape(-1).view(torch.uint8).view(t.numel(), -1) for t in (old, new)]
+    pair = [_bytes(t).view(-1, t.element_size()) for t in (old, new)]
     return (pair[0] != pair[1]).any(1)
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    dense = tensor.resolve_conj().resolve_neg().contiguous()
+    # Not reshape(-1): a single element may keep an odd stride, which another dtype refuses.
+    return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
 
 
 def largest_difference(old: Tensor, new: Tensor) -> float | None:
     """The largest absolute difference of two elements."""
     wide = torch.complex128 if old.is_complex() else torch.float64
-    return (new.to(wide) - old.to(wide)).abs().max().item()
+    return (new.to(wide) - old.to(wide)).abs().max().item() if old.numel() else None
 
 
 def _is_dense(tensor: Tensor) -> bool:

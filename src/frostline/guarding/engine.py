@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from frostline._content import dtype_name
 from frostline._names import NamedTensor, named_tensors
 from frostline._results import ChangeKind
 from frostline.errors import PagesUnavailable
@@ -94,6 +95,7 @@ class Engine:
         self.known: set[int] = set()
         self.clocks = {name: Clock() for name in ("identity", "pages", "content", "full check")}
         self.pages: PageTier | None = None
+        self.patrol = Patrol([], overhead)
         self._huge = self._began_anew = False
         self.pages_broken = self.cut_short = False
         self.unwatched: dict[str, list[str]] = {}
@@ -142,7 +144,9 @@ class Engine:
                 raise
             self.unwatched[str(refusal)] = [r.name for r in paged]
             others = self.references
-        self.patrol = Patrol(others, self.overhead)
+        patrol = Patrol(others, self.overhead)
+        patrol.go_on_from(self.patrol)
+        self.patrol = patrol
 
     def _split(self) -> tuple[list[Reference], list[Reference]]:
         if self.proof == "content":
@@ -453,10 +457,10 @@ def _live(target: Target) -> dict[str, NamedTensor]:
 
 
 def _kind_of(reference: Reference, tensor: Tensor) -> ChangeKind:
-    """What of its description is another."""
+    """What of its description is another; nothing, where its memory was freed."""
     if list(tensor.shape) != reference.shape:
         return "shape"
-    return "dtype"
+    return "dtype" if dtype_name(tensor.dtype) != reference.dtype else "missing"
 
 
 def _smallest(tensors: list[Watched]) -> set[int]:

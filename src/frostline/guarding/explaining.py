@@ -158,7 +158,8 @@ class Explaining:
 
 def _cause(suspect: Suspect, cause: causes.Cause | None) -> str:
     if suspect.kind == "missing":
-        return "nothing hangs at its name any more"
+        gone = "nothing hangs at its name any more"
+        return gone if suspect.now is None else "its memory was freed or cut"
     if suspect.kind == "replaced":
         return "another object, equal bytes"
     if suspect.kind == "requires_grad":

@@ -38,6 +38,21 @@ class Patrol:
         self._steps_of_cycle = 0
         self.longest_cycle = 0
 
+    def go_on_from(self, other: Patrol) -> None:
+        """Take over the pace of ``other``, and its place where it was reading the same tensor.
+
+        Tensors that move would otherwise keep a patrol at the beginning of its circle for ever.
+        """
+        self._read, self._seconds = other._read, other._seconds
+        self._quota_for, self.longest_cycle = other._quota_for, other.longest_cycle
+        if other._quota is not None:
+            self._quota = min(float(self.nbytes), other._quota)
+        place = other._units[other._unit][1] if other._units else None
+        for number, (_, piece) in enumerate(self._units):
+            if piece is place:
+                self._unit, self._block = number, other._block
+                self._steps_of_cycle = other._steps_of_cycle
+
     @property
     def announced(self) -> int | None:
         """Steps within which every byte is read; None as long as nothing was measured."""

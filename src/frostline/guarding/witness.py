@@ -23,6 +23,7 @@ class Memory:
         self._engine = engine
         self._seen = {r.name: r.digest() for r in engine.references}
         self._elsewhere: set[str] = set()
+        self._elsewhere: set[str] = set()
 
     def ranges(self) -> Sequence[tuple[int, int, str]]:
         """Byte ranges of what is watched on the CPU, in order."""
@@ -35,6 +36,9 @@ class Memory:
 
     def changed(self, names: Iterable[str] | None) -> list[str]:
         """What differs from when it was last asked for."""
+        if not self._engine.identity.stands_still:
+            return self._exchanged()
+        self._elsewhere.clear()
         found = []
         for reference in self._candidates(names):
             now = reference.digest()
@@ -48,6 +52,13 @@ class Memory:
         before = self._elsewhere
         self._elsewhere = {watched.name for watched in self._engine.identity.elsewhere()}
         return sorted(self._elsewhere - before - set(told))
+
+    def _exchanged(self) -> list[str]:
+        """What is another object or has other memory; until the next look nothing can be read."""
+        names = [watched.name for watched in self._engine.identity.elsewhere()]
+        new = [name for name in names if name not in self._elsewhere]
+        self._elsewhere.update(new)
+        return new
 
     def _candidates(self, names: Iterable[str] | None) -> list[Reference]:
         engine = self._engine
