@@ -59,6 +59,7 @@ class HostBlocks:
     def rebind(self, piece: Tensor) -> None:
         # The storage is kept alive: what the view reads must not be given back to the system.
         self._storage = piece.untyped_storage() if self.nbytes else None
+        self._origin = self._storage.data_ptr() if self._storage is not None else 0
         start = piece.data_ptr() if self.nbytes else 0
         self.is_pinned = torch.cuda.is_initialized() and piece.is_pinned()
         self.view = next(iter(_content.buffers(piece)), memoryview(b""))
@@ -70,6 +71,11 @@ class HostBlocks:
         found = cls(piece, known._key)
         found.expected = known.expected
         return found
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the memory that is read is still this one's: a storage can be resized."""
+        return self._storage is None or self._storage.data_ptr() == self._origin
 
     def changed(self, first: int, last: int) -> list[int]:
         now = self._digests(first, last)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from frostline.guarding.engine import Engine
-from frostline.guarding.reference import Reference
+from frostline.guarding.reference import HostBlocks, Reference
 
 if TYPE_CHECKING:
     from frostline.guarding.pinpointing import Culprit, Pinpoint
@@ -23,8 +23,6 @@ class Memory:
         self._engine = engine
         self._seen = {r.name: r.digest() for r in engine.references}
         self._elsewhere: set[str] = set()
-        self._elsewhere: set[str] = set()
-
     def ranges(self) -> Sequence[tuple[int, int, str]]:
         """Byte ranges of what is watched on the CPU, in order."""
         return sorted(
@@ -36,29 +34,27 @@ class Memory:
 
     def changed(self, names: Iterable[str] | None) -> list[str]:
         """What differs from when it was last asked for."""
-        if not self._engine.identity.stands_still:
-            return self._exchanged()
-        self._elsewhere.clear()
-        found = []
+        found = self._exchanged()
+        if self._elsewhere and not self._is_readable():
+            return found
         for reference in self._candidates(names):
             now = reference.digest()
             if self._seen.get(reference.name) != now:
                 self._seen[reference.name] = now
                 found.append(reference.name)
-        return found if names is not None else found + self._gone_elsewhere(found)
-
-    def _gone_elsewhere(self, told: list[str]) -> list[str]:
-        """Other objects and other memory: what was there is still as it was."""
-        before = self._elsewhere
-        self._elsewhere = {watched.name for watched in self._engine.identity.elsewhere()}
-        return sorted(self._elsewhere - before - set(told))
+        return found
 
     def _exchanged(self) -> list[str]:
-        """What is another object or has other memory; until the next look nothing can be read."""
+        """What became another object, or got other memory."""
         names = [watched.name for watched in self._engine.identity.elsewhere()]
+        self._elsewhere.intersection_update(names)
         new = [name for name in names if name not in self._elsewhere]
         self._elsewhere.update(new)
         return new
+
+    def _is_readable(self) -> bool:
+        pieces = (piece for reference in self._engine.references for piece in reference.pieces)
+        return all(piece.is_there for piece in pieces if isinstance(piece, HostBlocks))
 
     def _candidates(self, names: Iterable[str] | None) -> list[Reference]:
         engine = self._engine
