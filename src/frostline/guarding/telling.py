@@ -15,6 +15,7 @@ from frostline.guarding.collapsing import collapse
 if TYPE_CHECKING:
     from frostline.guarding.report import Finding, GuardReport, Idle, Tier
 
+_LEAST_NAME = 16
 _ROWS = 12  # of each cause; the rest is collapsed and counted
 
 
@@ -37,7 +38,10 @@ def _rows(changes: Sequence[Change]) -> list[str]:
     shown = changes if len(changes) <= _ROWS else changes[: _ROWS - 1]
     cells = [_cells(change) for change in shown]
     widths = [max(len(row[i]) for row in cells) for i in range(1, 4)]
-    room = WIDTH - 2 - sum(width + 2 for width in widths if width)
+    for column in (1, 0):  # numbers can be looked up; a name cut to nothing helps nobody
+        if _room_beside(widths) < _LEAST_NAME:
+            widths[column] = 0
+    room = _room_beside(widths)
     names = [elide(row[0], room) for row in cells]
     first = max(map(len, names))
     lines = [
@@ -53,6 +57,10 @@ def _rows(changes: Sequence[Change]) -> list[str]:
         hidden = sum(count for _, count in patterns[4:])
         lines += [f"  and {hidden:,} more: see .changes"] if hidden else []
     return [line.rstrip() for line in lines]
+
+
+def _room_beside(widths: Sequence[int]) -> int:
+    return WIDTH - 2 - sum(width + 2 for width in widths if width)
 
 
 def _more(pattern: str, count: int) -> str:

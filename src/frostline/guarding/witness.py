@@ -23,6 +23,7 @@ class Memory:
         self._engine = engine
         self._seen = {r.name: r.digest() for r in engine.references}
         self._elsewhere: set[str] = set()
+
     def ranges(self) -> Sequence[tuple[int, int, str]]:
         """Byte ranges of what is watched on the CPU, in order."""
         return sorted(
