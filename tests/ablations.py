@@ -1,12 +1,12 @@
 """Each mechanism of the hold, how to turn off this one alone, and the tests that must fail then.
 
-A switch replaces an attribute of `frostline.freezing` from outside; the product knows of none.
+`ABLATIONS` are those of the hold and of the guard.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -34,23 +34,9 @@ from frostline.freezing import (
     watching,
 )
 from frostline.freezing.machinery import Held
+from tests.guarding.ablations import GUARD
+from tests.switches import Ablation, Switch, remove, replace, skip
 
-
-class Ablation(NamedTuple):
-    """A mechanism, and how the world is without it.
-
-    Attributes:
-        mechanism: its name in the table.
-        turn_off: to be called in a process of its own.
-        tests: every one of these must fail.
-    """
-
-    mechanism: str
-    turn_off: Callable[[], None]
-    tests: tuple[str, ...]
-
-
-Switch = Callable[[], None]
 _FILE = "tests/freezing/test_mechanisms.py::"
 
 
@@ -59,23 +45,6 @@ def _ablation(mechanism: str, turn_off: Switch, *tests: str) -> Ablation:
 
 
 # --- ways of turning off -----------------------------------------------------------------------
-
-
-def _replace(owner: Any, name: str, by: Any) -> Switch:
-    if name not in vars(owner):
-        raise AttributeError(f"{owner.__name__} defines no {name}: the ablation would do nothing")
-    return lambda: setattr(owner, name, by)
-
-
-def _remove(owner: type, name: str) -> Switch:
-    if name not in vars(owner):
-        raise AttributeError(f"{owner.__name__} defines no {name}: the ablation would do nothing")
-    return lambda: delattr(owner, name)
-
-
-def _skip(owner: Any, name: str, answer: Any = None) -> Switch:
-    """Replace a function by one that only answers."""
-    return _replace(owner, name, lambda *args, **kwargs: answer)
 
 
 def _plain(name: str, otherwise: property) -> property:
@@ -90,7 +59,7 @@ def _without_change(kind: str) -> Switch:
     def filtered(*args: Any) -> Iterator[Any]:
         return (change for change in content(*args) if change.kind != kind)
 
-    return _replace(comparing, "_content", filtered)
+    return replace(comparing, "_content", filtered)
 
 
 def _setter_without_memory() -> Switch:
@@ -103,7 +72,7 @@ def _setter_without_memory() -> Switch:
             ignored.note(self, "train()")
         live_parts.mode_was_written(self, mode)
 
-    return _replace(Held, "training", property(Held.training.fget, set_training))
+    return replace(Held, "training", property(Held.training.fget, set_training))
 
 
 def _forgetful_record() -> None:
@@ -132,20 +101,20 @@ def _swap_out_always() -> Switch:
             if machinery.is_held_class(cls):
                 module.__class__ = machinery.base_of(cls)
 
-    return _replace(held_class, "swap_out", swap_out)
+    return replace(held_class, "swap_out", swap_out)
 
 
 def _unverified() -> Switch:
-    return _replace(part.FrozenPart, "released", lambda self: releasing.released(self.model))
+    return replace(part.FrozenPart, "released", lambda self: releasing.released(self.model))
 
 
 # --- the table ---------------------------------------------------------------------------------
 
-ABLATIONS: list[Ablation] = [
-    _ablation("classes are swapped", _skip(held_class, "swap_in"), "test_swap_in"),
+HOLD: list[Ablation] = [
+    _ablation("classes are swapped", skip(held_class, "swap_in"), "test_swap_in"),
     _ablation(
         "training is read from the record",
-        _replace(Held, "training", _plain("training", Held.training)),
+        replace(Held, "training", _plain("training", Held.training)),
         "test_getter",
     ),
     _ablation(
@@ -156,62 +125,62 @@ ABLATIONS: list[Ablation] = [
     _ablation("the old mode comes back", _mode_forgotten(), "test_mode_before_the_freeze"),
     _ablation(
         "ignored calls are counted",
-        _skip(ignored, "note", False),
+        skip(ignored, "note", False),
         "test_ignored_calls_are_counted",
     ),
     _ablation(
         "nothing above what trains is held",
-        _skip(planning, "with_trainable_below", set()),
+        skip(planning, "with_trainable_below", set()),
         "test_nothing_with_something_trainable_below_is_held",
     ),
     _ablation(
         "unfreeze lets parents go",
-        _skip(thawing, "_free_parents"),
+        skip(thawing, "_free_parents"),
         "test_modules_of_what_trains_again_are_let_go",
     ),
     _ablation("copies carry the record", _forgetful_record, "test_record_goes_along_with_a_copy"),
     _ablation(
         "copies own their parts",
-        _replace(part.FrozenPart, "__deepcopy__", lambda self, memo: self),
+        replace(part.FrozenPart, "__deepcopy__", lambda self, memo: self),
         "test_copy_owns_its_part",
     ),
     _ablation(
         "modules copied out get a part",
-        _skip(finding, "_adopt"),
+        skip(finding, "_adopt"),
         "test_copy_of_a_module_inside_gets_a_part",
     ),
     _ablation(
         "pickles name the base class",
-        _remove(Held, "__reduce_ex__"),
+        remove(Held, "__reduce_ex__"),
         "test_pickle_names_the_base_class",
     ),
     _ablation(
         "gradients go at the freeze",
-        _skip(optimizers, "set_aside"),
+        skip(optimizers, "set_aside"),
         "test_gradients_go_at_the_freeze",
     ),
-    _ablation("gradients come back", _skip(optimizers, "bring_back"), "test_gradients_come_back"),
-    _ablation("flags come back", _skip(thawing, "_give_flags_back"), "test_flags_come_back"),
-    _ablation("gradients go before a step", _skip(optimizers, "watch_steps"), "test_step_hook"),
+    _ablation("gradients come back", skip(optimizers, "bring_back"), "test_gradients_come_back"),
+    _ablation("flags come back", skip(thawing, "_give_flags_back"), "test_flags_come_back"),
+    _ablation("gradients go before a step", skip(optimizers, "watch_steps"), "test_step_hook"),
     _ablation(
         "the step hook leaves when idle",
-        _skip(optimizers, "unwatch_steps_if_idle"),
+        skip(optimizers, "unwatch_steps_if_idle"),
         "test_step_hook_leaves",
     ),
-    _ablation("LBFGS is refused", _skip(optimizers, "refuse_lbfgs"), "test_lbfgs"),
+    _ablation("LBFGS is refused", skip(optimizers, "refuse_lbfgs"), "test_lbfgs"),
     _ablation(
         "an empty optimizer is refused",
-        _skip(applying, "_refuse_an_empty_optimizer"),
+        skip(applying, "_refuse_an_empty_optimizer"),
         "test_empty_optimizer",
     ),
     _ablation(
         "resets of statistics are ignored",
-        _remove(held_norms.HeldNorm, "reset_running_stats"),
+        remove(held_norms.HeldNorm, "reset_running_stats"),
         "test_reset",
     ),
     _ablation(
         'stats="batch" writes nothing',
-        _replace(
+        replace(
             held_norms.HeldNorm,
             "track_running_stats",
             _plain("track_running_stats", held_norms.HeldNorm.track_running_stats),
@@ -220,75 +189,75 @@ ABLATIONS: list[Ablation] = [
     ),
     _ablation(
         'stats="batch" of InstanceNorm',
-        _remove(held_norms.HeldInstanceNorm, "_apply_instance_norm"),
+        remove(held_norms.HeldInstanceNorm, "_apply_instance_norm"),
         "test_batch_statistics_of_instance_norm",
     ),
     _ablation(
-        "Embedding(max_norm)", _remove(held_embeddings.HeldEmbedding, "forward"), "test_embedding"
+        "Embedding(max_norm)", remove(held_embeddings.HeldEmbedding, "forward"), "test_embedding"
     ),
     _ablation(
         "EmbeddingBag(max_norm)",
-        _remove(held_embeddings.HeldEmbeddingBag, "forward"),
+        remove(held_embeddings.HeldEmbeddingBag, "forward"),
         "test_embedding_bag",
     ),
     _ablation(
-        "observers look away", _remove(held_observers.HeldObserver, "forward"), "test_observer"
+        "observers look away", remove(held_observers.HeldObserver, "forward"), "test_observer"
     ),
     _ablation(
         "fake quantisation looks away",
-        _remove(held_observers.HeldFakeQuantize, "observer_enabled"),
+        remove(held_observers.HeldFakeQuantize, "observer_enabled"),
         "test_fake_quantize",
     ),
     _ablation(
         "the first forward is compared",
-        _remove(watching.Watched, "__call__"),
+        remove(watching.Watched, "__call__"),
         "test_first_forward_is_watched",
     ),
     _ablation(
         "recurrent kernels may go backward",
-        _remove(held_gates.HeldRNN, "forward"),
+        remove(held_gates.HeldRNN, "forward"),
         "test_recurrent_kernel_is_in_training_mode_when_gradients_pass",
     ),
     _ablation(
         "the fast path is not chosen by flags",
-        _remove(held_gates.HeldFastPath, "forward"),
+        remove(held_gates.HeldFastPath, "forward"),
         "test_fast_path_is_not_chosen_by_the_freeze",
     ),
     _ablation(
         "checkpointing goes on",
-        _remove(held_gates.HeldCheckpointing, "__call__"),
+        remove(held_gates.HeldCheckpointing, "__call__"),
         "test_checkpointing_goes_on",
     ),
     _ablation(
         "the checkpoint gate closes",
-        _remove(held_gates.HeldCheckpointing, "_gradient_checkpointing_func"),
+        remove(held_gates.HeldCheckpointing, "_gradient_checkpointing_func"),
         "test_checkpointed_forward_is_in_eval_mode",
     ),
     _ablation(
         "loaded parameters are frozen again",
-        _skip(bound.Bound, "freeze_again", ()),
+        skip(bound.Bound, "freeze_again", ()),
         "test_frozen_again_after_a_load",
         "test_frozen_again_when_a_mode_is_written",
     ),
     _ablation(
         "mode writes wake the parts",
-        _skip(live_parts, "mode_was_written"),
+        skip(live_parts, "mode_was_written"),
         "test_frozen_again_when_a_mode_is_written",
         "test_replaced_module_is_refused",
     ),
     _ablation(
         "replaced modules are refused",
-        _skip(bound.Bound, "refuse_replaced_modules"),
+        skip(bound.Bound, "refuse_replaced_modules"),
         "test_replaced_module_is_refused",
     ),
     Ablation(
         "torch may swap what is frozen",
-        _skip(part, "is_swapped_by_torch", False),
+        skip(part, "is_swapped_by_torch", False),
         ("tests/test_failure_modes.py::test_a_frozen_quantised_model_can_be_moved_and_steps",),
     ),
     _ablation(
         "held classes go below others'",
-        _skip(held_class, "is_made_by_others", False),
+        skip(held_class, "is_made_by_others", False),
         "test_held_class_goes_below_the_classes_of_others",
     ),
     _ablation(
@@ -298,36 +267,38 @@ ABLATIONS: list[Ablation] = [
     ),
     _ablation(
         "undo gives the class back",
-        _skip(held_class, "swap_out"),
+        skip(held_class, "swap_out"),
         "test_undo_gives_the_class_back",
     ),
     _ablation(
         "no __init_subclass__ of the user",
-        _remove(Held, "__init_subclass__"),
+        remove(Held, "__init_subclass__"),
         "test_registries_of_subclasses_do_not_see_held_classes",
     ),
     _ablation(
         "only readers of training are swapped",
-        _skip(planning, "class_reads", True),
+        skip(planning, "class_reads", True),
         "test_only_modules_that_read_training_change_their_class",
     ),
     _ablation("released() is verified at its exit", _unverified(), "test_release_is_verified"),
     _ablation(
         "half of a tied tensor is refused",
-        _skip(planning, "_refuse_half_of_a_tied_tensor"),
+        skip(planning, "_refuse_half_of_a_tied_tensor"),
         "test_half_of_a_tied_tensor",
     ),
     _ablation(
         "a norm never trained is told",
-        _skip(telling, "_never_trained", False),
+        skip(telling, "_never_trained", False),
         "test_never_trained_norm_is_told",
     ),
-    _ablation("the seal sees values", _skip(sealing, "matches", True), "test_value"),
-    _ablation("the seal knows casts", _skip(sealing, "_is_cast", False), "test_cast"),
+    _ablation("the seal sees values", skip(sealing, "matches", True), "test_value"),
+    _ablation("the seal knows casts", skip(sealing, "_is_cast", False), "test_cast"),
     _ablation("the seal sees shapes", _without_change("shape"), "test_shape"),
     _ablation("the seal sees what is missing", _without_change("missing"), "test_missing"),
-    _ablation("the seal sees what was added", _skip(comparing, "_added", ()), "test_added"),
+    _ablation("the seal sees what was added", skip(comparing, "_added", ()), "test_added"),
     _ablation("the seal sees replacements", _without_change("replaced"), "test_replaced"),
-    _ablation("the seal sees flags", _skip(comparing, "_flags", ()), "test_requires_grad"),
-    _ablation("the seal sees modes", _skip(comparing, "_modes", ()), "test_mode"),
+    _ablation("the seal sees flags", skip(comparing, "_flags", ()), "test_requires_grad"),
+    _ablation("the seal sees modes", skip(comparing, "_modes", ()), "test_mode"),
 ]
+
+ABLATIONS: list[Ablation] = [*HOLD, *GUARD]

@@ -107,6 +107,15 @@ def test_an_alarm_is_never_wider_than_80_columns(
 LONG = "base_model.model.vision_model.encoder.layers.{}.self_attn.q_proj.base_layer.weight"
 
 
+def test_numbers_give_way_before_the_name_does() -> None:
+    found = Change(LONG.format(0), "value", step=10**9, since=10**8, max_abs=1e-100,
+                   changed_elements=10**12, elements=10**12)  # fmt: skip
+    row = telling.alarm([found], GuardReport("encoder", 1, 1), False).splitlines()[2]
+    assert len(row) <= WIDTH
+    assert "q_proj.base_layer.weight" in row
+    assert row.endswith("steps 100000001-1000000000")
+
+
 def alarm_of(count: int) -> str:
     found = [
         Change(LONG.format(n), "value", step=3, cause="it was so", max_abs=0.1,

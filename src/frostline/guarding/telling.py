@@ -181,7 +181,7 @@ def _tier(tier: Tier) -> str:
         head = f"  {tier.name:<11} did not run: {tier.why_not}"
         return fill(head, WIDTH, subsequent_indent=" " * 14)
     size = f", {human(tier.nbytes)}B" if tier.nbytes else ""
-    each = f", {1e3 * tier.seconds / tier.looks:.2g} ms each" if tier.seconds else ""
+    each = f", {1e3 * tier.seconds / tier.looks:.2g} ms each" if tier.seconds and tier.looks else ""
     text = f"{tier.tensors:,} tensors{size}, {plural(tier.looks, 'look')}{each}; {tier.sees}"
     if tier.why_not:
         text += f". Not on all: {tier.why_not}"
