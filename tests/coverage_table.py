@@ -2,8 +2,9 @@
 """What frostline does about each known way in which freezing fails; writes docs/coverage.md.
 
 `F` rows are failure modes of freezing that users, maintainers or the source of a library have
-shown; `M` rows are the ways in which PyTorch can write to a tensor. `python tests/coverage_table.py`
-writes the page, and tests/test_coverage.py fails when it is stale or a test is not there.
+shown; `M` rows are the ways in which PyTorch can write to a tensor; `G` rows are what a guard says of
+a backbone that flags alone freeze. `python tests/coverage_table.py` writes the page, and
+tests/test_coverage.py fails when it is stale or a test is not there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "coverage.md"
 
 VERDICTS = {
     "held": "it does not happen to a frozen part",
-    "caught": "it is not prevented; `part.changes()` names what it did to the tensors",
+    "caught": "it is not prevented; `part.changes()`, or a guard, names what it did to the tensors",
     "told": "it is said: by a warning, a reported change, or `print(part)`",
     "refused": "an error that names it, before anything is frozen or trained any further",
     "planned": "nothing yet; it belongs to the feature that is named",
@@ -199,6 +200,33 @@ MUTATIONS = [
     Row("M36", "Kernels on a GPU: CUDA graphs, Triton, cuDNN", "out of scope", "not run on a GPU so far", None),
 ]
 
+ALONE = T + "guarding/test_tiers.py::test_each_tier_alone"
+GUARD = T + "guarding/test_tiers.py::test_the_guard_names_it_at_its_step"
+READ = "pages at that step; content within its announced steps; full check"
+ASKED = "identity at that step; full check"
+
+GUARDED = [
+    Row("G1", "In place by torch: `no_grad`, item, `out=`, view, `detach()`, `inference_mode`", "caught", READ, ALONE + "[inference_mode-transformer]"),
+    Row("G2", "Past autograd: `.data`, numpy, ctypes, `memcpy`, a `read(2)`, dlpack, storage", "caught", READ, ALONE + "[read(2) into the tensor-lstm]"),
+    Row("G3", "One ULP, another zero, another NaN", "caught", READ, ALONE + "[another NaN-cnn]"),
+    Row("G4", "From another thread, or by a collective", "caught", READ, ALONE + "[all_reduce-tied]"),
+    Row("G5", "By an optimizer: for-loop, foreach, fused; its decay, its momentum", "caught", READ, ALONE + "[AdamW, fused-transformer]"),
+    Row("G6", "By a moving average, a merged adapter, a hook of the step", "caught", READ, ALONE + "[EMA by torch-cnn]"),
+    Row("G7", "`load_state_dict`, `apply(init)`, `reset_parameters()`", "caught", READ, ALONE + "[load_state_dict-lstm]"),
+    Row("G8", "BatchNorm after `model.train()`, under `no_grad`, recomputed, reset", "caught", READ, ALONE + "[model.train() after validation-cnn]"),
+    Row("G9", "`Embedding(max_norm)`, `spectral_norm`, observers, codebooks, queues", "caught", READ, ALONE + "[Embedding(max_norm)-renormed]"),
+    Row("G10", "Compiled by aot_eager, or a custom operator that does not say what it writes", "caught", READ, ALONE + "[compiled by aot_eager-cnn]"),
+    Row("G11", "Other memory: `.data = other`, `vector_to_parameters`, `set_`, `swap_tensors`", "caught", ASKED, ALONE + "[vector_to_parameters-lstm]"),
+    Row("G12", "Other objects: a Parameter, a module, `load_state_dict(assign=True)`, a deletion", "caught", ASKED, ALONE + "[another backbone-tied]"),
+    Row("G13", "Another shape over the same memory", "caught", "identity within 16 steps; full check", ALONE + "[resize_() in place-cnn]"),
+    Row("G14", "A file edited under its mapped tensor", "caught", "content within its announced steps; full check", ALONE + "[a file edited under its tensor-cnn]"),
+    Row("G15", "One slice of a flat tensor", "caught", READ + "; that one only", ALONE + "[one of the slices of one tensor-flat]"),
+    Row("G16", "A cast there and back", "told", "`cast`, a report", GUARD + "[half() and back-transformer]"),
+    Row("G17", "A write and its undo, or of equal bytes", "told", "a note; no tier raises an alarm", GUARD + "[a write and its undo-cnn]"),
+    Row("G18", "Equal loads, moves, `DistributedDataParallel`, `functional_call`, copies", "held", "nothing changed, no alarm", GUARD + "[DistributedDataParallel-lstm]"),
+    Row("G19", "A false alarm in 10,000 clean steps of 17 kinds", "held", "none was seen", T + "guarding/test_clean_steps.py::test_clean_steps"),
+]
+
 # fmt: on
 
 SECTIONS: dict[str, list[Row]] = {
@@ -211,6 +239,7 @@ SECTIONS: dict[str, list[Row]] = {
     "Many devices, compilers, checkpoints": DISTRIBUTED,
     "Process": PROCESS,
     "Ways of writing to a tensor": MUTATIONS,
+    "Under a guard, with nothing held": GUARDED,
 }
 ROWS = [row for rows in SECTIONS.values() for row in rows]
 
