@@ -33,11 +33,16 @@ from frostline.guarding.reference import HostBlocks, Reference
 from frostline.guarding.witness import Memory, Witness
 from tests.switches import Ablation, Switch, replace, skip
 
-_FILE = "tests/guarding/test_mechanisms.py::"
+_HERE = "tests/guarding/"
 
 
 def _ablation(mechanism: str, turn_off: Switch, *tests: str) -> Ablation:
-    return Ablation(mechanism, turn_off, tuple(_FILE + test for test in tests))
+    return Ablation(mechanism, turn_off, tuple(f"{_HERE}test_mechanisms.py::{t}" for t in tests))
+
+
+def _told(mechanism: str, turn_off: Switch, *tests: str) -> Ablation:
+    paths = (f"{_HERE}test_mechanisms_told.py::{test}" for test in tests)
+    return Ablation(mechanism, turn_off, tuple(paths))
 
 
 # --- ways of turning off -----------------------------------------------------------------------
@@ -175,55 +180,64 @@ GUARD: list[Ablation] = [
         skip(answers.Rewind, "after_full_check"),
         "test_rewind_goes_to_the_last_check",
     ),
-    _ablation("pinpoint: operators", skip(WriteDispatch, "_touched", []), "test_dispatch"),
-    _ablation(
+    _told("pinpoint: operators", skip(WriteDispatch, "_touched", []), "test_dispatch"),
+    _told(
         "pinpoint: undeclared writes",
         replace(dispatching, "_writes_of", _declared_writes_only),
         "test_undeclared_writes",
     ),
-    _ablation("pinpoint: lines", skip(LineTracing, "start"), "test_line_tracing"),
-    _ablation(
-        "pinpoint: other memory", skip(Memory, "_exchanged", []), "test_lines_of_other_memory"
+    _told("pinpoint: lines", skip(LineTracing, "start"), "test_line_tracing"),
+    _told(
+        "pinpoint: other memory",
+        skip(Memory, "_exchanged", []),
+        "test_lines_of_other_memory",
     ),
-    _ablation(
+    _told(
         "pinpoint: after an alarm",
         skip(Witness, "after_alarm"),
         "test_lines_after_an_alarm[warn]",
         "test_lines_after_an_alarm[restore]",
     ),
-    _ablation(
+    _told(
         "pinpoint: what is known",
         skip(FreezeGuard, "_give_lines"),
         "test_lines_of_what_is_known_to_have_changed",
     ),
-    _ablation(
-        "preflight: norms", skip(preflight, "_training_norms", []), "test_norms_in_training_mode"
+    _told(
+        "preflight: norms",
+        skip(preflight, "_training_norms", []),
+        "test_norms_in_training_mode",
     ),
-    _ablation(
+    _told(
         "preflight: self-writing",
         skip(preflight, "_self_writing", []),
         "test_modules_that_write_to_themselves",
     ),
-    _ablation(
+    _told(
         "preflight: stale gradients",
         skip(preflight, "_stale_gradients", []),
         "test_stale_gradients",
     ),
-    _ablation(
+    _told(
         "preflight: optimizers",
         skip(preflight, "of_optimizer", []),
         "test_frozen_in_an_optimizer",
     ),
-    _ablation("preflight: shared", skip(preflight, "_shared_memory", []), "test_shared_bytes"),
-    _ablation("idle", skip(IdleWatch, "idle", []), "test_idle", "test_idle_without_a_gradient"),
-    _ablation("idle knows why", skip(IdleWatch, "before_step"), "test_idle_without_a_gradient"),
-    _ablation("ranks: who differs", skip(ranks, "_judge", ranks.RankReport(3)), "test_ranks"),
-    _ablation(
+    _told("preflight: shared", skip(preflight, "_shared_memory", []), "test_shared_bytes"),
+    _told(
+        "idle",
+        skip(IdleWatch, "idle", []),
+        "test_idle",
+        "test_idle_without_a_gradient",
+    ),
+    _told("idle knows why", skip(IdleWatch, "before_step"), "test_idle_without_a_gradient"),
+    _told("ranks: who differs", skip(ranks, "_judge", ranks.RankReport(3)), "test_ranks"),
+    _told(
         "ranks: at a check",
         skip(FreezeGuard, "_compare_ranks"),
         "test_ranks_are_compared_at_a_check",
     ),
-    _ablation(
+    _told(
         "old values of small tensors",
         skip(engine, "_smallest", frozenset()),
         "test_small_tensors_have_numbers",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,12 +14,22 @@ from torch.optim import SGD, Optimizer
 from torch.optim import optimizer as torch_optimizer
 
 import frostline as fl
+from frostline.errors import FrostlineWarning
 from tests.zoo import ZOO
 
 ENTRY = ZOO["mlp_bn1d"]
 BACKBONE = "backbone"
 
 Deed = Callable[[nn.Module], object]
+
+
+@contextmanager
+def told() -> Iterator[list[warnings.WarningMessage]]:
+    """Warnings of frostline, gathered; any other is an error as ever."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("error")
+        warnings.simplefilter("always", FrostlineWarning)
+        yield caught
 
 
 def model_of(name: str = "mlp_bn1d") -> nn.Module:
@@ -64,6 +76,14 @@ def train(
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
+
+
+def without_guard(steps: int) -> tuple[nn.Module, SGD]:
+    """What a run comes to that nobody guards and nothing disturbs."""
+    model = flagged()
+    optimizer = head_optimizer(model)
+    train(model, optimizer, steps)
+    return model, optimizer
 
 
 def bits(tensors: Mapping[str, Tensor]) -> dict[str, bytes]:

@@ -4,19 +4,17 @@
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 import frostline as fl
-from frostline.errors import FrostlineWarning, FrozenStateChanged
+from frostline.errors import FrozenStateChanged
 from tests.guarding import loops
+from tests.guarding.deeds import DEEDS, there_and_back
 from tests.guarding.loops import (
     ENTRY,
     backbone_bits,
@@ -27,26 +25,10 @@ from tests.guarding.loops import (
     model_of,
     nudge,
     state_bits,
+    told,
     train,
+    without_guard,
 )
-from tests.zoo import ZOO
-
-
-@contextmanager
-def told() -> Iterator[list[warnings.WarningMessage]]:
-    """Warnings of frostline, gathered; any other is an error as ever."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("error")
-        warnings.simplefilter("always", FrostlineWarning)
-        yield caught
-
-
-def without_guard(steps: int) -> tuple[nn.Module, SGD]:
-    model = flagged()
-    optimizer = head_optimizer(model)
-    train(model, optimizer, steps)
-    return model, optimizer
-
 
 # --- raise -------------------------------------------------------------------------------------
 
@@ -111,108 +93,6 @@ def nudge_bias(model: nn.Module) -> None:
 
 
 # --- restore: every way to change a tensor -----------------------------------------------------
-
-
-def past_autograd(model: nn.Module) -> None:
-    model.backbone[0].weight.data.add_(0.5)
-
-
-def by_numpy(model: nn.Module) -> None:
-    model.backbone[0].weight.detach().numpy()[1, :] = 7.0
-
-
-def rebound(model: nn.Module) -> None:
-    model.backbone[0].weight.data = torch.randn(16, 12)
-
-
-def other_storage(model: nn.Module) -> None:
-    with torch.no_grad():
-        model.backbone[0].weight.set_(torch.randn(16, 12))
-
-
-def swapped(model: nn.Module) -> None:
-    weight = model.backbone[0].weight
-    torch.utils.swap_tensors(weight, nn.Parameter(torch.randn(16, 12), requires_grad=False))
-
-
-def replaced(model: nn.Module) -> None:
-    model.backbone[0].weight = nn.Parameter(torch.randn(16, 12), requires_grad=False)
-
-
-def replaced_buffer(model: nn.Module) -> None:
-    model.backbone[1].running_mean = torch.randn(16)
-
-
-def there_and_back(model: nn.Module) -> None:
-    model.backbone.half()
-    model.backbone.float()
-
-
-def rounded(model: nn.Module) -> None:
-    model.backbone[0].weight.data = model.backbone[0].weight.data.half()
-    model.backbone[0].weight.data = model.backbone[0].weight.data.float()
-
-
-def loaded(model: nn.Module) -> None:
-    model.backbone.load_state_dict(ENTRY.make().backbone.state_dict())
-
-
-def assigned(model: nn.Module) -> None:
-    state = {k: v.clone() for k, v in ENTRY.make().backbone.state_dict().items()}
-    model.backbone.load_state_dict(state, assign=True)
-    model.backbone.requires_grad_(False)
-
-
-def reset(model: nn.Module) -> None:
-    model.backbone[1].reset_running_stats()
-
-
-def initialised(model: nn.Module) -> None:
-    model.backbone.apply(lambda m: nn.init.ones_(m.weight) if isinstance(m, nn.Linear) else None)
-
-
-def averaged(model: nn.Module) -> None:
-    with torch.no_grad():
-        for p in model.parameters():
-            p.lerp_(torch.zeros_like(p), 0.01)
-
-
-def norms_in_training_mode(model: nn.Module) -> None:
-    model.backbone[1].train()
-    with torch.no_grad():
-        model(ENTRY.batch()[0])
-    model.backbone[1].eval()
-
-
-def one_ulp(model: nn.Module) -> None:
-    weight = model.backbone[0].weight.data
-    weight[3, 3] = torch.nextafter(weight[3, 3], torch.tensor(9.0))
-
-
-def sign_of_zero_and_nan(model: nn.Module) -> None:
-    model.backbone[0].weight.detach().view(torch.int32)[2, :2] = 0x7FC00001
-
-
-DEEDS = [
-    nudge,
-    past_autograd,
-    by_numpy,
-    rebound,
-    other_storage,
-    swapped,
-    replaced,
-    replaced_buffer,
-    there_and_back,
-    rounded,
-    loaded,
-    assigned,
-    reset,
-    initialised,
-    averaged,
-    norms_in_training_mode,
-    one_ulp,
-    sign_of_zero_and_nan,
-]
 
 
 @pytest.mark.parametrize("deed", DEEDS)
@@ -399,95 +279,6 @@ def test_restore_between_forward_and_backward() -> None:
         optimizer.step()
     assert backbone_bits(model) == before
     assert extra.weight.grad is not None
-
-
-# --- rewind ------------------------------------------------------------------------------------
-
-
-def dropout_model() -> nn.Module:
-    model = ZOO["transformer"].build()
-    model.encoder.requires_grad_(False)
-    return model.train()
-
-
-def run_on(model: nn.Module, optimizer: Optimizer, steps: int) -> None:
-    entry = ZOO["transformer"]
-    for _ in range(steps):
-        optimizer.zero_grad()
-        x, y = entry.batch()
-        noise = torch.from_numpy(np.random.randn(*x.shape)).float()
-        entry.loss(model, (x + noise, y)).backward()
-        optimizer.step()
-
-
-def everything(model: nn.Module, optimizer: Optimizer) -> tuple[object, ...]:
-    random = torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()
-    return contents(model), state_bits(optimizer), random
-
-
-def test_rewind_to_the_last_check_and_on() -> None:
-    model = dropout_model()
-    optimizer = Adam(model.head.parameters(), lr=0.01)
-    torch.manual_seed(5)
-    np.random.seed(5)
-    with told() as caught, fl.guard(model, "encoder", on_change="rewind") as guard:
-        run_on(model, optimizer, 2)
-        guard.check()
-        then = everything(model, optimizer)
-        run_on(model, optimizer, 2)
-        assert everything(model, optimizer) != then
-        model.encoder.layers[0].linear1.weight.data.mul_(1.1)
-        run_on(model, optimizer, 1)
-        assert everything(model, optimizer) == then
-        run_on(model, optimizer, 3)
-        ended = everything(model, optimizer)
-    assert len(caught) == 1
-    assert "as at the last full check" in str(caught[0].message)
-    assert [c.step for c in guard.report.changes] == [5]
-
-    twin = dropout_model()
-    other = Adam(twin.head.parameters(), lr=0.01)
-    torch.manual_seed(5)
-    np.random.seed(5)
-    run_on(twin, other, 5)
-    assert everything(twin, other) == ended
-
-
-def test_a_save_point_is_one_to_rewind_to() -> None:
-    model = flagged()
-    optimizer = head_optimizer(model)
-    with told(), fl.guard(model, on_change="rewind"):
-        train(model, optimizer, 2)
-        saved = {k: v.clone() for k, v in model.state_dict().items()}
-        train(model, optimizer, 2, {2: nudge})
-        assert contents(model) == loops.bits(saved)
-
-
-@pytest.mark.parametrize("deed", [nudge, rebound, replaced, there_and_back, loaded, swapped])
-def test_rewind_to_the_entry(deed: loops.Deed) -> None:
-    model = flagged()
-    before = contents(model)
-    optimizer = head_optimizer(model)
-    with told(), fl.guard(model, on_change="rewind"):
-        train(model, optimizer, 2, {2: deed})
-        assert contents(model) == before
-        train(model, optimizer, 2)
-        ended = contents(model), state_bits(optimizer)
-    unattacked, twin = without_guard(2)
-    assert (contents(unattacked), state_bits(twin)) == ended
-
-
-def test_rewind_twice_to_the_same_check() -> None:
-    model = flagged()
-    optimizer = head_optimizer(model)
-    with told() as caught, fl.guard(model, on_change="rewind") as guard:
-        train(model, optimizer, 1)
-        guard.check()
-        then = contents(model)
-        for _ in range(2):
-            train(model, optimizer, 2, {2: nudge})
-            assert contents(model) == then
-    assert len(caught) == 2
 
 
 # --- pinpoint="auto" ---------------------------------------------------------------------------
