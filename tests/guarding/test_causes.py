@@ -161,7 +161,7 @@ def test_text_of_an_optimizer_names_it_its_group_and_options() -> None:
     ((text, mend),) = _texts(Case("", CNN, step, "", "trunk.0.0.weight", before))
     assert text == (
         "SGD, group 0 (lr 0.1, momentum 0.5), stepped on trunk.0.0.weight, which had a gradient "
-        "from before the freeze"
+        "though it requires none: from before the freeze, or written by hand"
     )
     assert mend is not None
     assert mend.startswith("fl.freeze(model, 'trunk.0.0.weight', optimizer=optimizer)")

@@ -89,8 +89,9 @@ def test_flags_switched_on_by_their_owner() -> None:
 
 
 def test_flags_switched_on_after_a_drift() -> None:
+    """Whether it was written before or after it was thawed nobody can tell, so it is no alarm."""
     model = flagged()
-    with pytest.raises(FrozenStateChanged) as caught, fl.guard(model):
+    with fl.guard(model) as guard:
         optimizer = head_optimizer(model)
         train(model, optimizer, 1)
         nudge(model)
@@ -98,9 +99,8 @@ def test_flags_switched_on_after_a_drift() -> None:
         optimizer.add_param_group({"params": [model.backbone[0].weight]})
         ENTRY.loss(model, ENTRY.batch()).backward()
         optimizer.step()
-        pytest.fail("it is checked a last time before the step that is allowed to write")
-    (change,) = caught.value.changes
-    assert change.name == "backbone.0.weight"
+    (change,) = guard.report.changes
+    assert (change.name, change.severity) == ("backbone.0.weight", "report")
     # The nudge alone: what the step wrote is no drift any more.
     assert (change.changed_elements, change.max_abs) == (1, pytest.approx(1.0))
 

@@ -104,11 +104,7 @@ class Restore(Collect):
     def answer(
         self, text: str, drift: Sequence[Change], suspects: Sequence[Suspect], report: GuardReport
     ) -> None:
-        lost = [s.watched.name for s in suspects if not put_back(s)]
-        # What an optimizer keeps for a frozen tensor came from the same write.
-        drop_optimizer_state(list(self._optimizers), [s.watched.tensor for s in suspects])
-        self._engine.restored(suspects)
-        self.windows += self._windows(drift, suspects)
+        lost = self.repair(drift, suspects)
         if lost:
             raise FrozenStateChanged(
                 f"{text}\n\n{lost[0]} could not be put back: nothing hangs at its name any more",
@@ -116,6 +112,15 @@ class Restore(Collect):
                 report,
             )
         ignored.warn(f"{text}\n\n  The frozen bytes were put back.", FrostlineWarning)
+
+    def repair(self, changes: Sequence[Change], suspects: Sequence[Suspect]) -> list[str]:
+        """Put the bytes back without a word; the names of those that could not be."""
+        lost = [s.watched.name for s in suspects if not put_back(s)]
+        # What an optimizer keeps for a frozen tensor came from the same write.
+        drop_optimizer_state(list(self._optimizers), [s.watched.tensor for s in suspects])
+        self._engine.restored(suspects)
+        self.windows += self._windows(changes, suspects)
+        return lost
 
     def _windows(self, changes: Sequence[Change], suspects: Sequence[Suspect]) -> list[str]:
         """What forwards may have read, equal steps told once."""
@@ -135,7 +140,7 @@ def _window(first: int, last: int, healed: bool, names: list[str]) -> str:
     what = ", ".join(pattern for pattern, _ in collapse(names)[:3])
     if healed:
         return f"step {last}: {what} healed before a forward could read it; no step ran on it"
-    steps = f"step {last}" if first >= last else f"steps {first} to {last}"
+    steps = f"step {first}" if first >= last else f"steps {first} to {last}"
     return f"{steps} may have run on changed bytes of {what}"
 
 
@@ -173,6 +178,22 @@ class Rewind(Collect):
             f"{text}\n\n  Models, optimizers and random generators are as at the last full check.",
             FrostlineWarning,
         )
+
+
+class Quiet(Collect):
+    """While an exception passes, or a part lets go: nothing is said, but bytes are put back."""
+
+    def __init__(self, engine: Engine, loud: Answer) -> None:
+        super().__init__(engine)
+        self._loud = loud
+        self.repairs = isinstance(loud, Restore)
+        self.windows = loud.windows
+
+    def answer(
+        self, text: str, drift: Sequence[Change], suspects: Sequence[Suspect], report: GuardReport
+    ) -> None:
+        if isinstance(self._loud, Restore):
+            self._loud.repair(drift, suspects)
 
 
 _ANSWERS: dict[str, type[Collect]] = {

@@ -27,7 +27,7 @@ from frostline.guarding import (
     target,
     telling,
 )
-from frostline.guarding.answers import answer_for
+from frostline.guarding.answers import Quiet, answer_for
 from frostline.guarding.arguments import OnChange, Pinpoint, Proof
 from frostline.guarding.engine import Engine, Suspect
 from frostline.guarding.explaining import Explaining
@@ -378,7 +378,7 @@ class FreezeGuard:
                 self._admit_newly_frozen()
 
     def _let_thawed_go(self) -> None:
-        """The drift that this shows is told at the next look."""
+        """What flags do not freeze any more is checked a last time, and watched no longer."""
         frozen = target.frozen_now(self._target.models)
         live = {id(e.tensor) for model in self._target.models for e in named_tensors(model)}
         free = [
@@ -386,9 +386,16 @@ class FreezeGuard:
             for w in self._target.tensors
             if w.by_flag and id(w.tensor) in live and id(w.tensor) not in frozen
         ]
-        with self._quietly() as found:
+        known = len(self._report.changes)
+        answer, self._answer = self._answer, answer_for("collect", self._engine)
+        try:
             self._handle(self._engine.let_go(free))
-        self._late += found
+        finally:
+            self._answer = answer
+        if self._on_change != "collect":
+            # Nobody told when the flag was switched: what came after that was meant.
+            late = self._report.changes[known:]
+            self._report.changes[known:] = [replace(c, severity="report") for c in late]
 
     def _admit_newly_frozen(self) -> None:
         known = {id(w.tensor) for w in self._target.tensors}
@@ -417,7 +424,7 @@ class FreezeGuard:
     @contextmanager
     def _quietly(self) -> Iterator[list[Change]]:
         """Collect drift, and answer nothing."""
-        answer, self._answer = self._answer, answer_for("collect", self._engine)
+        answer, self._answer = self._answer, Quiet(self._engine, self._answer)
         known, found = len(self._report.changes), list[Change]()
         try:
             yield found

@@ -40,7 +40,7 @@ def by_values(e: TensorEvidence, scene: Scene) -> Verdict | None:
         text = f"every element of {{}} is {value:g} now: it was initialised or filled"
         return Verdict("re-initialisation", e.name, text, _MEND)
     if _was_drawn(e, scene) or _was_drawn_with_its_weight(e, scene):
-        text = f"{{}} was drawn anew, as {type(e.owner).__name__} draws its own"
+        text = f"{{}} was drawn anew, as an initialisation of {type(e.owner).__name__} does"
         return Verdict("re-initialisation", e.name, text, _MEND)
     return None
 

@@ -68,10 +68,9 @@ def _decays_without(optimizer: Optimizer) -> bool:
 
 def _by_gradient(e: TensorEvidence, step: StepEvidence, of: TensorStep) -> Verdict:
     assert e.tensor is not None  # noqa: S101
-    if e.tensor.requires_grad or isinstance(step.optimizer, LBFGS):
-        why = "which had a gradient"
-    else:
-        why = "which had a gradient from before the freeze"
+    why = "which had a gradient"
+    if not (e.tensor.requires_grad or isinstance(step.optimizer, LBFGS)):
+        why += " though it requires none: from before the freeze, or written by hand"
     return Verdict("optimizer", e.name, f"{_who(step, of)} stepped on {{}}, {why}", _MEND)
 
 

@@ -57,10 +57,14 @@ class PageRecord:
         ValueError: a range does not consist of whole pages.
 
     Example:
+        >>> import torch
+        >>> weight = torch.zeros(100_000)
         >>> start = weight.data_ptr()
         >>> record = PageRecord([interior(start, start + weight.nbytes)])
-        >>> record.written()
-        []
+        >>> weight.data[50_000] = 1
+        >>> [(end - start) // PAGE for start, end in record.written()]
+        [1]
+        >>> record.close()
     """
 
     def __init__(self, ranges: Sequence[Range], *, huge: bool = False) -> None:

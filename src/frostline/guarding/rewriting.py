@@ -29,13 +29,14 @@ def cast(e: TensorEvidence, scene: Scene) -> Verdict | None:
     if pair.old.dtype != pair.new.dtype:
         through = pair.new.dtype if same_bits(pair.old.to(pair.new.dtype), pair.new) else None
     else:
-        through = _there_and_back(pair)
+        through = _there_and_back(pair, was_heard=_conversion(e, scene) is not None)
     return _cast(e, scene, pair, through) if through is not None else None
 
 
-def _there_and_back(pair: Pair) -> torch.dtype | None:
+def _there_and_back(pair: Pair, *, was_heard: bool) -> torch.dtype | None:
     was = pair.old.dtype
-    if len(pair.old) < _FEW and not (len(pair.old) > 1 and bool(pair.differ.all())):
+    enough = len(pair.old) >= _FEW or (len(pair.old) > 1 and bool(pair.differ.all()))
+    if not (enough or was_heard):
         return None
     narrower = (d for d in _NARROW if d.itemsize < was.itemsize)
     return next((d for d in narrower if same_bits(pair.old.to(d).to(was), pair.new)), None)

@@ -101,21 +101,24 @@ class Rounds:
     def __init__(self) -> None:
         self.steps = 0
         self._stepped: WeakSet[Optimizer] = WeakSet()
-        self._last_round = 0
+        self._last_round = self._count = 0
 
     def begins(self, optimizer: Optimizer) -> bool:
         """Count a step of ``optimizer``; whether a new round begins with it."""
-        new = self.steps == 0 or optimizer in self._stepped
+        # Where one is gone, this one has taken its place: a new stage, or a new one for each step.
+        gone = len(self._stepped) < self._count
+        new = self.steps == 0 or gone or optimizer in self._stepped
         if new:
-            self._last_round = len(self._stepped)
-            self._stepped = WeakSet()
+            self._last_round = self._count
+            self._stepped, self._count = WeakSet(), 0
             self.steps += 1
         self._stepped.add(optimizer)
+        self._count = len(self._stepped)
         return new
 
     def by_hand(self) -> None:
         """Count a step that no optimizer of torch told of."""
-        self._last_round, self._stepped = len(self._stepped), WeakSet()
+        self._last_round, self._stepped, self._count = self._count, WeakSet(), 0
         self.steps += 1
 
     @property
