@@ -93,6 +93,8 @@ class Discovery:
     ) -> None:
         self._hook.remove()
         rounds.unlisten(self)
+        if os.getpid() == self._pid:
+            self.finish()  # also where nobody asked for what was found
 
     def finish(self) -> list[Followed]:
         """Check everything a last time; what is known of each model, in the order of finding."""
