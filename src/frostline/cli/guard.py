@@ -83,22 +83,15 @@ def guard(
             end = scripts.run(loaded)
             if os.getpid() != pid:  # a fork that the script made and that has come to its end
                 context.exit(end.code)
-            _refuse_unmatched(discovery, end)
             report = _report(discovery, end, script, arguments, steps)
     if page is not None:
         _write(page, report)
+        click.echo(f"{page} was written", err=True)
+    _hint_at_options(arguments)
     _tell(report, rank, as_json)
     for bug in discovery.bugs:
         click.echo(f"{bug}\nThis is a bug of frostline, not of your code.", err=True)
     context.exit(_code(report, discovery))
-
-
-def _refuse_unmatched(discovery: Discovery, end: End) -> None:
-    """A name that is in no model is told at the first step, and not after days of training."""
-    from frostline.guarding.discovering import Unmatched
-
-    if isinstance(end.stopped, Unmatched):
-        raise FrostlineError("\n".join(discovery.unmatched))
 
 
 def _report(
@@ -120,6 +113,18 @@ def _report(
         unwatched=discovery.unwatched,
         unmatched=discovery.unmatched,
     )
+
+
+def _hint_at_options(arguments: tuple[str, ...]) -> None:
+    """An option of ours behind the script is the script's, which may not know it."""
+    ours = {"--frozen", "--steps", "--html", "--json", "--pinpoint"}
+    late = [word for word in arguments if word.partition("=")[0] in ours]
+    if late:
+        click.echo(
+            f"{late[0]} stands behind the script and was given to it; options of frostline guard "
+            "stand before",
+            err=True,
+        )
 
 
 def _code(report: ScriptReport, discovery: Discovery) -> int:

@@ -157,6 +157,15 @@ class FrozenPart(Result):
 
     # --- whether it held -----------------------------------------------------------------
 
+    def changes_of(self, tensor: Tensor | None) -> list[Change]:
+        """How one tensor of the part differs from the seal, at each of its names."""
+        self._refuse_if_undone()
+        seal = self._seal
+        if seal is None or tensor is None:
+            return []
+        names = [n for n, t in self.tensors.items() if t is tensor and n in seal.tensors]
+        return [c for n in names if (c := sealing.compare(seal, n, tensor)) is not None]
+
     def structure_changes(self) -> list[Change]:
         """Flags and modes that are not as they should be, and additions; reads no tensor."""
         self._refuse_if_undone()

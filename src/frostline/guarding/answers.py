@@ -36,6 +36,9 @@ class Answer(Protocol):
     def before_step(self, optimizer: Optimizer) -> None:
         """An optimizer is about to step."""
 
+    def look_ended(self) -> None:
+        """What was seen was answered."""
+
     def after_full_check(self) -> None:
         """Every byte was read, and what differed was answered."""
 
@@ -55,6 +58,9 @@ class Collect:
         self.windows: list[str] = []
 
     def before_step(self, optimizer: Optimizer) -> None:
+        pass
+
+    def look_ended(self) -> None:
         pass
 
     def after_full_check(self) -> None:
@@ -93,17 +99,21 @@ class Restore(Collect):
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self._optimizers: WeakSet[Optimizer] = WeakSet()
-        self._before_step: set[int] = set()
+        self._clean_before_step: set[int] = set()
 
     def before_step(self, optimizer: Optimizer) -> None:
         self._optimizers.add(optimizer)
         # What is clean here and not after the step was written by the step, and by no forward read.
         clean = self._engine.witnessed_clean()
-        self._before_step = {id(r) for r in self._engine.references if id(r) not in clean}
+        self._clean_before_step = clean
+
+    def look_ended(self) -> None:
+        self._clean_before_step = set()
 
     def answer(
         self, text: str, drift: Sequence[Change], suspects: Sequence[Suspect], report: GuardReport
     ) -> None:
+        _refuse_without_suspects(text, drift, suspects, report)
         lost = self.repair(drift, suspects)
         if lost:
             raise FrozenStateChanged(
@@ -127,13 +137,22 @@ class Restore(Collect):
         healed = {
             s.watched.name
             for s in suspects
-            if s.tier in ("identity", "pages") and id(s.reference) not in self._before_step
+            if s.tier in ("identity", "pages") and id(s.reference) in self._clean_before_step
         }
         by_window: dict[tuple[int, int, bool], list[str]] = {}
         for change in changes:
             window = (change.since or 0) + 1, change.step or 0, change.name in healed
             by_window.setdefault(window, []).append(change.name)
         return [_window(*window, names) for window, names in by_window.items()]
+
+
+def _refuse_without_suspects(
+    text: str, drift: Sequence[Change], suspects: Sequence[Suspect], report: GuardReport
+) -> None:
+    """What changed before the guard, or on another rank, is not in our copies."""
+    if not suspects:
+        _log.error("%s", text)
+        raise FrozenStateChanged(f"{text}\n\n  This cannot be put back from here.", drift, report)
 
 
 def _window(first: int, last: int, healed: bool, names: list[str]) -> str:
@@ -171,8 +190,10 @@ class Rewind(Collect):
     def answer(
         self, text: str, drift: Sequence[Change], suspects: Sequence[Suspect], report: GuardReport
     ) -> None:
+        _refuse_without_suspects(text, drift, suspects, report)
         for snapshot in self._snapshots:
             snapshot.restore()
+        self._engine.known.clear()
         self._engine.restored(suspects)
         ignored.warn(
             f"{text}\n\n  Models, optimizers and random generators are as at the last full check.",

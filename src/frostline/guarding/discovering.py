@@ -7,6 +7,7 @@ is what flags and parts say, at any time; what ``frozen`` selects comes on top.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import traceback
@@ -41,8 +42,7 @@ TRIES = 8
 """Calls after which a model that cannot be read (still lazy, on meta) is given up."""
 
 
-class Unmatched(Enough):
-    """``--frozen`` names nothing in any model, so there is no use in going on."""
+_log = logging.getLogger("frostline")
 
 
 class StepsDone(Enough):
@@ -82,6 +82,7 @@ class Discovery:
 
     def __enter__(self) -> Discovery:
         rounds.listen(self)
+        self._said: set[str] = set()
         self._hook = global_hook.before_forward(self._called)
         return self
 
@@ -137,8 +138,14 @@ class Discovery:
                 self._introduce(optimizer)
             except Exception:
                 self.bugs.append(traceback.format_exc())
-            if not self._matched.issuperset(self._frozen):
-                raise Unmatched
+            self._say_unmatched()
+
+    def _say_unmatched(self) -> None:
+        """At once and not after days of training; a later stage may still have such a model."""
+        for text in self.unmatched:
+            if text not in self._said:
+                self._said.add(text)
+                _log.warning("%s", text)
 
     def after_step(self, optimizer: Optimizer) -> None:
         """See :class:`frostline.guarding.rounds.Listener`."""

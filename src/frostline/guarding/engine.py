@@ -13,7 +13,7 @@ from frostline._content import dtype_name
 from frostline._names import NamedTensor, named_tensors
 from frostline._results import ChangeKind
 from frostline.errors import PagesUnavailable
-from frostline.guarding import page_tier
+from frostline.guarding import local, page_tier
 from frostline.guarding.arguments import Proof
 from frostline.guarding.collapsing import collapse
 from frostline.guarding.identity import Identity, Look, is_frozen_parameter, unique
@@ -22,7 +22,7 @@ from frostline.guarding.mappings import Private
 from frostline.guarding.page_tier import PageTier
 from frostline.guarding.patrol import LEAST_SECONDS, Patrol
 from frostline.guarding.reference import Reference
-from frostline.guarding.target import Target, Watched
+from frostline.guarding.target import Target, Watched, name_in
 
 HUGE_SECONDS = 1e-9
 """What making huge pages of a byte takes: 0.7 to 2 s for 1 GB."""
@@ -92,21 +92,24 @@ class Engine:
         self._refer_to(target.tensors)
         self.notes: list[str] = []
         self._events: dict[str, list[str]] = {}
+        self.let_go_names: set[str] = set()
         self.known: set[int] = set()
         self.clocks = {name: Clock() for name in ("identity", "pages", "content", "full check")}
         self.pages: PageTier | None = None
         self.patrol = Patrol([], overhead)
-        self._huge = self._began_anew = False
+        self._huge = self._began_anew = self._entered = False
         self.pages_broken = self.cut_short = False
         self.unwatched: dict[str, list[str]] = {}
         self.identity = Identity(target)
         self._bind()
-        self._began_anew = False
+        self._entered, self._began_anew = True, False
 
     # --- what it holds --------------------------------------------------------------------
 
     def _refer_to(self, tensors: Iterable[Watched]) -> None:
         new = [w for w in tensors if id(w) not in self._references]
+        for watched in new:
+            local.refuse_lazy(watched.name, watched.tensor)
         small = _smallest(new)
         for watched in new:
             copy = self._keep_copies or id(watched) in small
@@ -140,8 +143,9 @@ class Engine:
                 self.pages = PageTier(paged, huge=self._huge)
                 self.pages.equal_writes = written
         except PagesUnavailable as refusal:
-            if self.proof == "pages":
+            if self.proof == "pages" and not self._entered:
                 raise
+            self.pages_broken = True
             self.unwatched[str(refusal)] = [r.name for r in paged]
             others = self.references
         patrol = Patrol(others, self.overhead)
@@ -160,7 +164,7 @@ class Engine:
                 paged.append(reference)
             else:
                 self.unwatched.setdefault(reason, []).append(reference.name)
-        if self.unwatched and self.proof == "pages":
+        if self.unwatched and self.proof == "pages" and not self._entered:
             reason, names = next(iter(self.unwatched.items()))
             raise PagesUnavailable(
                 f"{names[0]}: {reason}. Use proof='auto', which reads the content of what the "
@@ -188,6 +192,11 @@ class Engine:
             for what, names in events.items()
             for pattern, count in collapse(names)
         ]
+
+    def is_paged(self, suspect: Suspect) -> bool:
+        """Whether the kernel witnesses the writes to it."""
+        pages = self.pages
+        return pages is not None and any(r is suspect.reference for r in pages.references)
 
     def rebind(self) -> None:
         """After restoring or replacing: what is there now is looked at from now on."""
@@ -346,13 +355,18 @@ class Engine:
         found: list[Suspect] = []
         for watched in list(self.target.tensors):
             for place in list(watched.places):
-                entry = live.get(place.name)
-                if entry is None:
+                entry = _standing_at(live, place)
+                if entry is None or entry.attribute != place.attribute:
+                    # Parametrised, the same name means what the value is computed from.
                     found += self._missing(watched, place)
-                elif entry.tensor is not watched.tensor:
-                    found += self._replaced(watched, place, entry)
-                elif entry.owner is not place.owner:
+                elif entry.tensor is watched.tensor:
                     place.owner = entry.owner
+                elif local.is_shard(watched.tensor) and not local.is_shard(entry.tensor):
+                    self._note(watched, "gathered at a look, and compared at another one")
+                elif place.kind == "attribute" and entry.tensor.grad_fn is not None:
+                    self.release(watched, "is an output that a forward keeps")
+                else:
+                    found += self._replaced(watched, place, entry)
         return found
 
     def _missing(self, watched: Watched, place: NamedTensor) -> list[Suspect]:
@@ -415,6 +429,7 @@ class Engine:
         """Check a tensor a last time and watch it no more."""
         last = [self._suspect(watched, "identity")] if self._differs_unknown(watched) else []
         self.target.tensors = [w for w in self.target.tensors if w is not watched]
+        self.let_go_names.add(watched.name)
         self._note(watched, f"{why}, and was let go")
         return last
 
@@ -436,6 +451,17 @@ class Engine:
         self.identity.rebase()
         self._bind()
 
+    def accept(self, suspects: Iterable[Suspect]) -> None:
+        """These changed by somebody's wish, as a cast does: what is there now has to stay."""
+        for suspect in suspects:
+            watched, now = suspect.watched, suspect.now
+            if suspect.kind == "replaced" or now is None:
+                continue  # the same bytes are expected of the new object already
+            copy = suspect.reference.old.copy is not None
+            self._references[id(watched)] = Reference(watched.name, now, self.key, keep_copy=copy)
+        self.identity.rebase()
+        self._bind()
+
     def settle(self, suspects: Iterable[Suspect]) -> None:
         """Report these once only: they are known to differ."""
         self.known.update(id(s.watched) for s in suspects)
@@ -446,14 +472,19 @@ class Engine:
             names.append(watched.name)
 
 
-def _live(target: Target) -> dict[str, NamedTensor]:
-    if len(target.models) == 1:
-        return {entry.name: entry for entry in named_tensors(target.models[0])}
-    return {
-        f"{type(model).__name__}[{i}].{entry.name}": entry
-        for i, model in enumerate(target.models)
-        for entry in named_tensors(model)
-    }
+def _live(target: Target) -> dict[str, list[NamedTensor]]:
+    """What hangs at each name; wrappers left out, two tensors can have the same one."""
+    found: dict[str, list[NamedTensor]] = {}
+    for model in target.models:
+        for entry in named_tensors(model):
+            found.setdefault(name_in(target, model, entry.name), []).append(entry)
+    return found
+
+
+def _standing_at(live: dict[str, list[NamedTensor]], place: NamedTensor) -> NamedTensor | None:
+    entries = live.get(place.name, [])
+    own = (e for e in entries if e.owner is place.owner and e.attribute == place.attribute)
+    return next(own, entries[0] if entries else None)
 
 
 def _kind_of(reference: Reference, tensor: Tensor) -> ChangeKind:

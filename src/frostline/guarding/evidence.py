@@ -193,4 +193,6 @@ def fingerprint(value: Any) -> Tensor | None:
 
 def places(count: int) -> Tensor:
     """The flat positions of these values in a tensor of ``count`` elements."""
-    return torch.linspace(0, count - 1, min(_PRINTS, count), dtype=torch.float64).long()
+    return torch.linspace(
+        0, count - 1, min(_PRINTS, count), dtype=torch.float64, device="cpu"
+    ).long()

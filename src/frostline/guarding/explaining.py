@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from operator import is_
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -14,6 +16,9 @@ from frostline.guarding.engine import Engine, Suspect
 from frostline.guarding.sizing import Size, size
 from frostline.guarding.target import Watched
 from frostline.guarding.witness import Witness
+
+_log = logging.getLogger("frostline")
+_KEPT = 1024  # events that are kept as evidence for the next full check
 
 
 class Explaining:
@@ -26,7 +31,8 @@ class Explaining:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._tensors: list[Watched] = []
-        self._frozen: dict[str, Tensor] = {}
+        self._inside: WeakKeyDictionary[Optimizer, tuple[int, dict[str, Tensor]]]
+        self._inside = WeakKeyDictionary()
         self._window, self._long = self._nothing(), self._nothing()
         self._moved: set[int] = set()
 
@@ -43,6 +49,8 @@ class Explaining:
         self._long.loads += short.loads
         self._long.conversions += short.conversions
         self._long.applies += short.applies
+        for events in (self._long.loads, self._long.conversions, self._long.applies):
+            del events[:-_KEPT]
         # Steps without a gradient of anything frozen are all alike: one of each optimizer will do.
         alike = {id(step.optimizer) for step in self._long.steps if not step.zero_grads}
         for step in short.steps:
@@ -50,6 +58,7 @@ class Explaining:
                 self._long.steps.append(step)
             if not step.zero_grads:
                 alike.add(id(step.optimizer))
+        del self._long.steps[:-_KEPT]
 
     def all_was_read(self) -> None:
         """What comes is evidence for the next full check."""
@@ -64,8 +73,14 @@ class Explaining:
         tensors = self._engine.target.tensors
         if len(tensors) != len(self._tensors) or not all(map(is_, tensors, self._tensors)):
             self._tensors = list(tensors)
-            self._frozen = {w.name: w.tensor for w in tensors}
-        self._window.steps.append(evidence.before_step(optimizer, self._frozen))
+            self._inside.clear()
+        size = sum(len(group["params"]) for group in optimizer.param_groups)
+        known = self._inside.get(optimizer)
+        if known is None or known[0] != size:
+            given = {id(p) for group in optimizer.param_groups for p in group["params"]}
+            inside = {w.name: w.tensor for w in tensors if id(w.tensor) in given}
+            known = self._inside[optimizer] = size, inside
+        self._window.steps.append(evidence.before_step(optimizer, known[1]))
 
     def loaded(self, module: nn.Module, keys: Mapping[str, Tensor | None], where: str) -> None:
         """Somebody called ``load_state_dict``."""
@@ -84,7 +99,7 @@ class Explaining:
     def changes(
         self,
         suspects: Sequence[Suspect],
-        since: Callable[[str], int],
+        since: Callable[[Suspect], int],
         step: int,
         witness: Witness,
     ) -> list[Change]:
@@ -94,8 +109,7 @@ class Explaining:
         found = self._causes(suspects)
         by_name = {name: cause for cause in found for name in cause.names}
         changes = [
-            self._change(s, by_name.get(s.watched.name), since(s.tier), step, witness)
-            for s in suspects
+            self._change(s, by_name.get(s.watched.name), since(s), step, witness) for s in suspects
         ]
         return sorted(changes, key=lambda change: change.severity != "drift")
 
@@ -104,11 +118,11 @@ class Explaining:
         just_now = [s for s in altered if s.tier in ("identity", "pages")]
         long_ago = [s for s in altered if s not in just_now]
         moved = self._engine.identity.versions_moved()
-        found = causes.find([self._evidence(s, moved) for s in just_now], self._window)
+        found = _find([self._evidence(s, moved) for s in just_now], self._window)
         self._moved |= moved
         if long_ago:
             self._remember()
-            found += causes.find([self._evidence(s, self._moved) for s in long_ago], self._long)
+            found += _find([self._evidence(s, self._moved) for s in long_ago], self._long)
         return found
 
     def _evidence(self, suspect: Suspect, moved: set[int]) -> evidence.TensorEvidence:
@@ -140,6 +154,7 @@ class Explaining:
         culprit = witness.culprit(suspect.watched.name)
         is_cast = cause is not None and cause.kind == "cast"
         harmless = suspect.kind == "replaced" or (cause is not None and cause.severity == "report")
+        harmless = harmless or (is_cast and _seal_says_cast(suspect))
         return Change(
             suspect.watched.name,
             "cast" if is_cast else suspect.kind,
@@ -154,6 +169,25 @@ class Explaining:
             since=since,
             mend=cause.mend if cause is not None else None,
         )
+
+
+def _seal_says_cast(suspect: Suspect) -> bool:
+    """Whether the seal of the part, which knows the roundings of every byte, proves a cast."""
+    part = suspect.watched.part
+    if part is None or not part.sealed or part.undone:
+        return False
+    return any(c.kind == "cast" for c in part.changes_of(suspect.now))
+
+
+def _find(
+    evidences: Sequence[evidence.TensorEvidence], window: evidence.WindowEvidence
+) -> list[causes.Cause]:
+    """Causes; none where looking for them fails, since an alarm must not be lost for its reason."""
+    try:
+        return causes.find(evidences, window)
+    except Exception:
+        _log.debug("no cause was found", exc_info=True)
+        return []
 
 
 def _cause(suspect: Suspect, cause: causes.Cause | None) -> str:

@@ -24,6 +24,7 @@ from frostline.guarding import (
     preflight,
     rank_check,
     rounds,
+    standing,
     target,
     telling,
 )
@@ -33,7 +34,6 @@ from frostline.guarding.engine import Engine, Suspect
 from frostline.guarding.explaining import Explaining
 from frostline.guarding.idle import IdleWatch
 from frostline.guarding.report import GuardReport
-from frostline.guarding.tiers import tiers
 from frostline.guarding.witness import Witness
 from frostline.selection import Selector
 
@@ -95,6 +95,7 @@ class FreezeGuard:
         self._clean_at = self._full_at = 0
         self._shrunk = False
         self._late: list[Change] = []
+        self._notes: list[str] = []
         self._busy = False
         self._relevant: WeakKeyDictionary[Optimizer, tuple[int, bool]] = WeakKeyDictionary()
         self._target = self._resolve()
@@ -128,7 +129,8 @@ class FreezeGuard:
             if not part.sealed:
                 part.seal()
                 continue
-            covered = set(self._target.names)
+            watched = {id(w.tensor) for w in self._target.tensors}
+            covered = {name for name, tensor in part.tensors.items() if id(tensor) in watched}
             found += [c for c in part.changes() if c.severity == "drift" and c.name in covered]
         return found
 
@@ -138,16 +140,21 @@ class FreezeGuard:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if os.getpid() != self._pid:
+        if os.getpid() != self._pid or self._state != "watching":
             return
-        with self._lock, self._undo:
-            self._state = "over"
-            if error is None:
-                self._leave()
-            elif not (isinstance(error, FrozenStateChanged) and error.report is self._report):
-                self._leave_by(error)
-            else:
-                self._close_report()
+        try:
+            with self._lock, self._undo:
+                self._state = "over"
+                if error is None:
+                    self._leave()
+                elif not (isinstance(error, FrozenStateChanged) and error.report is self._report):
+                    self._leave_by(error)
+                else:
+                    self._close_report()
+        finally:
+            # Whoever keeps the guard for its report does not keep the model by it.
+            del self._engine, self._target, self._idle, self._explaining, self._witness
+            del self._answer, self._asked, self._relevant, self._undo
 
     def _leave(self) -> None:
         try:
@@ -163,8 +170,10 @@ class FreezeGuard:
         limit = 0.0 if isinstance(error, KeyboardInterrupt) else LIMIT
         try:
             drift = self._late + self._found_quietly(limit)
-        finally:
             self._close_report()
+        except Exception as trouble:
+            error.add_note(f"frostline: the last check failed: {trouble!r}")
+            return
         if drift:
             error.add_note(telling.alarm(drift, self._report, self._witness.is_on))
 
@@ -177,7 +186,13 @@ class FreezeGuard:
 
     @property
     def report(self) -> GuardReport:
-        """What was seen so far."""
+        """What was seen so far.
+
+        Raises:
+            FreezeError: if the guard was not entered.
+        """
+        if self._state == "new":
+            self._refuse_unless_watching("report")
         if self._state == "watching":
             with self._lock:
                 self._close_report(final=False)
@@ -211,7 +226,9 @@ class FreezeGuard:
     def _refuse_unless_watching(self, verb: str) -> None:
         if self._state != "watching":
             when = "was left already" if self._state == "over" else "was not entered yet"
-            raise FreezeError(f"guard.{verb}() has nothing to look at: the guard {when}")
+            raise FreezeError(
+                f"guard.{verb} has nothing to look at: the guard {when}. Write: with fl.guard(...) as guard"
+            )
 
     # --- what the process tells ------------------------------------------------------------
 
@@ -240,6 +257,8 @@ class FreezeGuard:
 
     def skipped(self, optimizer: Optimizer) -> None:
         """A GradScaler left the step out; forwards have run all the same."""
+        if self._follows(optimizer):
+            self._idle.before_step(optimizer)
         self.after_step(optimizer)
 
     def saving(self, module: nn.Module) -> None:
@@ -374,7 +393,7 @@ class FreezeGuard:
         with self._lock, self._timed():
             if self._engine.identity.thawed():
                 self._let_thawed_go()
-            if self._on_change == "collect" and self._idle.drop_frozen():
+            if self._idle.drop_frozen():
                 self._admit_newly_frozen()
 
     def _let_thawed_go(self) -> None:
@@ -386,6 +405,7 @@ class FreezeGuard:
             for w in self._target.tensors
             if w.by_flag and id(w.tensor) in live and id(w.tensor) not in frozen
         ]
+        buffers = {w.name for w in free if w.places[0].kind != "parameter"}
         known = len(self._report.changes)
         answer, self._answer = self._answer, answer_for("collect", self._engine)
         try:
@@ -393,14 +413,19 @@ class FreezeGuard:
         finally:
             self._answer = answer
         if self._on_change != "collect":
-            # Nobody told when the flag was switched: what came after that was meant.
-            late = self._report.changes[known:]
-            self._report.changes[known:] = [replace(c, severity="report") for c in late]
+            # Nobody told when the flag was switched: a norm may have run since, and was meant to.
+            late = [
+                replace(c, severity="report") if c.name in buffers else c
+                for c in self._report.changes[known:]
+            ]
+            self._report.changes[known:] = late
+            self._late += [c for c in late if c.severity == "drift"]
 
     def _admit_newly_frozen(self) -> None:
         known = {id(w.tensor) for w in self._target.tensors}
-        now = target.by_flags(*self._asked)  # type: ignore[arg-type]
-        new = [w for w in now.tensors if id(w.tensor) not in known]
+        model, select = self._asked
+        now = target.by_flags(model, select) if isinstance(model, nn.Module) else None
+        new = [w for w in (now.tensors if now else ()) if id(w.tensor) not in known]
         if new:
             self._engine.admit(new)
             self._report.frozen = len(self._target.tensors)
@@ -418,6 +443,7 @@ class FreezeGuard:
     def _found_quietly(self, seconds: float | None = None) -> list[Change]:
         """The drift that a full check finds, without the answer to it."""
         with self._quietly() as found:
+            self._handle(self._engine.look(None))  # the cheap ones first, whatever the time
             self.read_all(seconds)
         return found
 
@@ -444,31 +470,42 @@ class FreezeGuard:
     # --- answering --------------------------------------------------------------------------
 
     def _handle(self, suspects: list[Suspect], more: list[Change] | None = None) -> None:
+        if suspects:
+            self._witness.catch_up()
         changes = self._explaining.changes(
             suspects, self._since, self._rounds.steps, self._witness
         ) + list(more or ())
         if not changes:
             self._explaining.look_ended()
             return
-        self._report.changes += changes
+        self._record(changes)
         self._explaining.look_ended()
-        self._engine.settle(suspects)
-        to_answer = [c for c in changes if c.severity == "drift" or self._is_to_be_repaired(c)]
-        if to_answer:
-            self._tell(to_answer, [s for s in suspects if s.kind != "replaced"])
+        drifted = {c.name for c in changes if c.severity == "drift" or self._is_to_be_repaired(c)}
+        answered = [s for s in suspects if s.watched.name in drifted]
+        self._engine.accept(s for s in suspects if s.watched.name not in drifted)
+        self._engine.settle(answered)
+        if drifted:
+            self._tell([c for c in changes if c.name in drifted], answered)
 
-    def _since(self, tier: str) -> int:
-        """The last step after which a tier would have seen it."""
-        if tier == "content":
+    def _record(self, changes: list[Change]) -> None:
+        """Each tensor is reported once for each kind, with its first step."""
+        told = {(c.name, c.kind) for c in self._report.changes}
+        self._report.changes += [c for c in changes if (c.name, c.kind) not in told]
+
+    def _since(self, suspect: Suspect) -> int:
+        """The last step after which the tier that saw it would have seen it."""
+        if suspect.tier == "content":
             return max(0, self._clean_at - (self._engine.patrol.announced or self._clean_at))
-        return self._full_at if tier == "full check" else self._clean_at
+        if suspect.tier == "full check" and not self._engine.is_paged(suspect):
+            return self._full_at
+        return self._clean_at
 
     def _is_to_be_repaired(self, change: Change) -> bool:
         """A cast there and back has rounded the bytes; one that stays is the user's wish."""
         return self._answer.repairs and change.kind == "cast" and change.elements is not None
 
     def _tell(self, changes: list[Change], suspects: list[Suspect] | None = None) -> None:
-        self._report.changes += [c for c in changes if c not in self._report.changes]
+        self._record(changes)
         self._close_report(final=False)
         text = telling.alarm(changes, self._report, self._witness.is_on)
         self._answer.answer(text, changes, suspects or [], self._report)
@@ -476,35 +513,27 @@ class FreezeGuard:
 
     def _tell_late(self) -> None:
         late, self._late = self._late, []
-        if late:
+        if not late:
+            return
+        if self._answer.repairs:  # what was let go stays as its owner has it now
+            telling.warn(telling.alarm(late, self._report, self._witness.is_on))
+        else:
             self._tell(late)
 
     def _compare_ranks(self) -> None:
         changes, notes = rank_check.compare(self._engine, self._report.target)
-        self._report.notes += notes
+        self._notes += notes
         if changes:
             self._tell(changes)
 
     def _close_report(self, final: bool = True) -> None:
         report, engine = self._report, self._engine
         report.steps = self._rounds.steps
-        report.tiers = tiers(engine, not report.nothing_ran)
-        report.coverage = _coverage(engine)
-        seen = engine.pages_vouch or (final and engine.clocks["full check"].looks > 0)
-        # A last check that was cut short says nothing of what was written since the last step.
-        report.unchanged = seen and not report.drift and not engine.cut_short
-        report.notes = list(dict.fromkeys([*report.notes, *engine.all_notes]))
+        standing.fill(report, engine, final=final)
+        report.notes = list(dict.fromkeys([*self._notes, *engine.all_notes, *self._witness.notes]))
         report.windows = self._answer.windows
-        report.seconds["full check"] = engine.clocks["full check"].seconds
         if final:
             report.idle = self._idle.idle()
-
-
-def _coverage(engine: Engine) -> int | None:
-    announced = engine.patrol.announced
-    if engine.pages is not None:
-        return None if announced is None else max(1, announced)
-    return announced
 
 
 def _covers(part: Any, watched: target.Watched) -> bool:

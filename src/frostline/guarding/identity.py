@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from operator import attrgetter, is_, ne
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from frostline._names import join, places
+from frostline.errors import UnsupportedTensor
 from frostline.guarding import local
 from frostline.guarding.target import Target, Watched
 
@@ -189,6 +191,11 @@ def is_frozen_parameter(watched: Watched) -> bool:
 
 
 def _table(owner: nn.Module, kind: str) -> dict[str, Any]:
+    if isinstance(owner, torch.jit.ScriptModule):
+        raise UnsupportedTensor(
+            f"a {type(owner).__name__} keeps its tensors out of Python's reach. Guard the model "
+            "that it was scripted from"
+        )
     if kind == "parameter":
         return owner._parameters
     return owner._buffers if kind == "buffer" else vars(owner)

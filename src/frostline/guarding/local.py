@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 
 from torch import Tensor
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from frostline import _content
+from frostline.errors import UnsupportedTensor
 
 
 def of(tensor: Tensor) -> Tensor:
@@ -28,3 +30,15 @@ def read(name: str, tensor: Tensor) -> _content.Content:
         UnsupportedTensor: the content cannot be read.
     """
     return _content.read(name, of(tensor))
+
+
+def refuse_lazy(name: str, tensor: Tensor) -> None:
+    """Raise for what has no content before a first forward.
+
+    Raises:
+        UnsupportedTensor: the tensor belongs to a lazy module.
+    """
+    if isinstance(tensor, UninitializedTensorMixin):
+        raise UnsupportedTensor(
+            f"{name}: not initialised yet (a lazy module). Run one batch through the model first."
+        )

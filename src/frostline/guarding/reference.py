@@ -337,8 +337,10 @@ def _is_byte_sized(tensor: Tensor) -> bool:
 
 def _positions(count: int) -> Tensor:
     """Some of the flat positions of a tensor of ``count`` elements, the same at every call."""
-    draw = torch.Generator().manual_seed(count)
-    found: Tensor = torch.randint(count, (min(SAMPLED, count),), generator=draw).unique()
+    draw = torch.Generator(device="cpu").manual_seed(count)
+    found: Tensor = torch.randint(
+        count, (min(SAMPLED, count),), generator=draw, device="cpu"
+    ).unique()
     return found
 
 

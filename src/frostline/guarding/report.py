@@ -77,7 +77,9 @@ class GuardReport(Result):
         changes: every tensor that was seen changed, drift first, each with its first step.
         tiers: the ways of looking.
         coverage: the steps within which every byte is read or witnessed; None if never.
-        unchanged: whether a full check or an unbroken record of pages says that nothing changed.
+        unchanged: whether a full check or an unbroken record of pages says that no byte changed of
+            what is watched; a cast counts as a change here.
+        let_go: how many tensors were thawed on the way, and are watched no more.
         preflight: what was found before the first step.
         idle: trainable tensors that never changed.
         notes: what is worth knowing and no alarm (equal bytes written, tensors let go, casts).
@@ -94,6 +96,7 @@ class GuardReport(Result):
     tiers: list[Tier] = field(default_factory=list)
     coverage: int | None = None
     unchanged: bool = False
+    let_go: int = 0
     preflight: list[Finding] = field(default_factory=list)
     idle: list[Idle] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -129,6 +132,7 @@ class GuardReport(Result):
             "steps": self.steps,
             "nothing_ran": self.nothing_ran,
             "unchanged": self.unchanged,
+            "let_go": self.let_go,
             "coverage": self.coverage,
             "changes": [change.to_dict() for change in self.changes],
             "preflight": [vars(finding) for finding in self.preflight],

@@ -36,7 +36,7 @@ def cast(e: TensorEvidence, scene: Scene) -> Verdict | None:
 def _there_and_back(pair: Pair, *, was_heard: bool) -> torch.dtype | None:
     was = pair.old.dtype
     enough = len(pair.old) >= _FEW or (len(pair.old) > 1 and bool(pair.differ.all()))
-    if not (enough or was_heard):
+    if not (enough or was_heard) or not bool(pair.differ.any()):
         return None
     narrower = (d for d in _NARROW if d.itemsize < was.itemsize)
     return next((d for d in narrower if same_bits(pair.old.to(d).to(was), pair.new)), None)
@@ -74,7 +74,8 @@ def _cast(e: TensorEvidence, scene: Scene, pair: Pair, through: torch.dtype) -> 
         text = f"{{}} was cast from {was} to {now}{at}; {seen} just rounded"
     else:
         text = f"{{}} was cast to {dtype_name(through)} and back to {now}{at}; {seen} just rounded"
-    return Verdict("cast", e.name, text, None, "report")
+    # Of values that were not kept nobody can say that they were only rounded.
+    return Verdict("cast", e.name, text, None, "report" if pair.whole else "drift")
 
 
 def load(e: TensorEvidence, scene: Scene) -> Verdict | None:

@@ -40,9 +40,9 @@ def findings(found: ScriptReport) -> str:
 def verdict(found: ScriptReport) -> str:
     """One sentence for all models."""
     if found.moved:
-        many = sum(len(model.report.drift) for model in found.moved)
+        many = sum(len({c.name for c in model.report.drift}) for model in found.moved)
         of = sum(model.report.frozen for model in found.models)
-        return f"{many} of {plural(of, 'frozen tensor')} moved though frozen"
+        return f"{many} of {plural(of, 'frozen tensor')} moved"
     if found.unmatched or found.unwatched:
         return "not everything could be watched"
     if not found.models:
@@ -57,11 +57,14 @@ def sentence(report: GuardReport) -> str:
     frozen = f"{plural(report.frozen, 'frozen tensor')} ({human(report.nbytes)}B)"
     steps = f"over {plural(report.steps, 'step')}" if not report.nothing_ran else _NO_STEP
     if report.drift:
-        return f"{len(report.drift)} of {frozen} moved, {steps}"
+        return f"{len({change.name for change in report.drift})} of {frozen} moved, {steps}"
     if not report.frozen:
         return f"nothing is frozen, {steps}"
     how = "none moved, every byte compared" if report.unchanged else "no change seen"
-    return f"{frozen}, {how}, {steps}"
+    if cast := {change.name for change in report.changes if change.kind == "cast"}:
+        how = f"{len(cast)} of them cast, else no change seen"
+    gone = f"; {report.let_go:,} let go on the way" if report.let_go else ""
+    return f"{frozen}, {how}, {steps}{gone}"
 
 
 _NO_STEP = "with no optimizer step seen"

@@ -75,6 +75,8 @@ def _ran_forward(e: TensorEvidence, scene: Scene, forwards: int) -> Verdict | No
     still = momentum == 0 and scene.beside(e).keys() == {"num_batches_tracked"}
     if not still and not (_both_moved(e, scene) and _could_be_average(e, scene, forwards)):
         return None
+    if _was_copied_into(e, scene):
+        return None
     often = "" if forwards == 1 else f" {forwards:,} times"
     return Verdict(
         "running statistics",
@@ -83,6 +85,12 @@ def _ran_forward(e: TensorEvidence, scene: Scene, forwards: int) -> Verdict | No
         f"{_rule(momentum)}, whatever requires_grad says",
         _FREEZE,
     )
+
+
+def _was_copied_into(e: TensorEvidence, scene: Scene) -> bool:
+    """Whether a norm in eval mode was averaged or copied: its own forward moves no version."""
+    mean = scene.beside(e).get("running_mean")
+    return not e.owner.training and mean is not None and mean.version_moved is True
 
 
 def _momentum(owner: nn.Module) -> float | None:
@@ -183,7 +191,9 @@ def _shortened(e: TensorEvidence, pair: Pair, limit: float, order: float) -> boo
     """Whether every changed row has just the largest length and the direction it had."""
     assert e.tensor is not None  # noqa: S101
     table = e.tensor.detach().cpu().double()
-    positions = torch.arange(table.numel()) if e.sample is None or pair.whole else e.sample[0]
+    positions = (
+        torch.arange(table.numel(), device="cpu") if e.sample is None or pair.whole else e.sample[0]
+    )
     if not bool(pair.differ.any()):
         return False
     rows = (positions[pair.differ] // table.shape[1]).unique()

@@ -131,16 +131,22 @@ def report(found: GuardReport) -> str:
 def verdict(found: GuardReport) -> str:
     """One sentence: what can be said of the frozen tensors, and how it is known."""
     many = f"{plural(found.frozen, 'frozen tensor')}, {human(found.nbytes)}B"
+    ran = f"over {plural(found.steps, 'step')}"
+    if found.let_go:
+        ran += f"; {found.let_go:,} let go on the way"
     if found.drift:
-        return f"CHANGED: {len(found.drift)} of {many}, over {plural(found.steps, 'step')}"
+        names = {change.name for change in found.drift}
+        return f"CHANGED: {len(names)} of {many}, {ran}"
     if found.nothing_ran:
         return (
             f"nothing ran: no optimizer of torch stepped under this guard ({many}). In a loop "
             "without one, call guard.step() after each step"
         )
+    if cast := {change.name for change in found.changes if change.kind == "cast"}:
+        return f"cast: {len(cast)} of {many}, {ran}; else nothing changed"
     if found.unchanged:
-        return f"unchanged, every byte: {many}, over {plural(found.steps, 'step')}"
-    return f"no change seen so far: {many}, over {plural(found.steps, 'step')}"
+        return f"unchanged, every byte: {many}, {ran}"
+    return f"no change seen: {many}, {ran}"
 
 
 def _changes(found: GuardReport) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from frostline._results import plural
 from frostline.guarding.engine import Engine
 from frostline.guarding.report import Tier
 
@@ -62,7 +63,7 @@ def _pages(engine: Engine) -> Tier:
         clock.seconds,
         "every write of this process at the next step, by the kernel's record",
         "writes by devices past the page tables, bits that flip in the hardware",
-        "; ".join(filter(None, [broken, reasons])),
+        "; ".join(filter(None, [broken, reasons])) or ("" if clock.looks else "no step was taken"),
     )
 
 
@@ -77,7 +78,7 @@ def _content(engine: Engine) -> Tier:
     else:
         why = "no step was taken"
     steps = patrol.announced
-    within = f"every byte within {steps:,} steps" if steps else "every byte in turn"
+    within = f"every byte within {plural(steps, 'step')}" if steps else "every byte in turn"
     return Tier(
         "content",
         clock.looks > 0,

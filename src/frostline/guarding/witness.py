@@ -105,6 +105,11 @@ class Witness:
         """Who wrote to ``name`` since the last step."""
         return self._pinpoint.culprit_of(name) if self._pinpoint is not None else None
 
+    def catch_up(self) -> None:
+        """What the line that runs has written until now is its doing."""
+        if self._pinpoint is not None:
+            self._pinpoint.catch_up()
+
     def after_alarm(self) -> None:
         """With ``"auto"``, watch the next steps."""
         if self._wanted == "auto":

@@ -126,6 +126,12 @@ class Pinpoint:
             self._mode.leave()
             self._stance.leave()
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def catch_up(self) -> None:
+        """Look now: what changed since the last line event was written by the line that runs."""
+        if self._running and self._lines.is_tracing_here:
+            self._after_line(sys._getframe(1), None)
+
     def culprit_of(self, name: str) -> Culprit | None:
         """Who changed this tensor first since the last `forget`."""
         return self._first.get(name)
