@@ -12,19 +12,19 @@ from frostline.guarding import (
     engine,
     freeze_guard,
     identity,
-    kernel,
-    observing,
     preflight,
     ranks,
     rounds,
     telling,
 )
+from frostline.guarding.causes import observing
 from frostline.guarding.engine import Engine
 from frostline.guarding.freeze_guard import FreezeGuard
 from frostline.guarding.identity import Identity
 from frostline.guarding.idle import IdleWatch
-from frostline.guarding.page_tier import PageTier
-from frostline.guarding.pages import PageRecord, interior
+from frostline.guarding.pages import kernel
+from frostline.guarding.pages.record import PageRecord, interior
+from frostline.guarding.pages.tier import PageTier
 from frostline.guarding.patrol import Patrol
 from frostline.guarding.pinpointing import dispatching
 from frostline.guarding.pinpointing.dispatching import WriteDispatch

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
-from tests.guarding.in_child import LIBC
 from tests.guarding.mutation import CNN, Mutation, past, quietly, to_odd
+from tests.guarding.pages.in_child import LIBC
 from tests.guarding.subjects import Run, loss_of
 
 # --- writes in place ---------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 import frostline as fl
 from frostline.errors import FrozenStateChanged
 from frostline.guarding.arguments import Proof
-from frostline.guarding.kernel import why_unavailable
+from frostline.guarding.pages.kernel import why_unavailable
 from tests.freezing.content import content, moved
 from tests.zoo import live, seeded
 

@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader, Dataset
 import frostline as fl
 from frostline.errors import FrostlineWarning, FrozenStateChanged
 from frostline.guarding import freeze_guard
-from tests.guarding.in_child import in_child
 from tests.guarding.loops import (
     flagged,
     frozen,
@@ -28,6 +27,7 @@ from tests.guarding.loops import (
     nudge,
     train,
 )
+from tests.guarding.pages.in_child import in_child
 
 
 class Own(Exception):

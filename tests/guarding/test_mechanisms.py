@@ -16,11 +16,10 @@ from torch.optim import SGD, Adam
 
 import frostline as fl
 from frostline.errors import FrozenStateChanged
-from frostline.guarding import pages
 from frostline.guarding.identity import ROTATION, Identity
-from frostline.guarding.kernel import why_unavailable
+from frostline.guarding.pages import record as pages
+from frostline.guarding.pages.kernel import why_unavailable
 from frostline.guarding.target import resolve
-from tests.guarding.in_child import in_child
 from tests.guarding.loops import (
     backbone_bits,
     contents,
@@ -31,6 +30,7 @@ from tests.guarding.loops import (
     told,
     train,
 )
+from tests.guarding.pages.in_child import in_child
 
 needs_pages = pytest.mark.skipif(why_unavailable() is not None, reason="the kernel cannot witness")
 

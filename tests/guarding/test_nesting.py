@@ -12,8 +12,8 @@ from torch.optim import SGD
 
 import frostline as fl
 from frostline.errors import FrostlineWarning, FrozenStateChanged
-from frostline.guarding import pages
-from frostline.guarding.kernel import why_unavailable
+from frostline.guarding.pages import record as pages
+from frostline.guarding.pages.kernel import why_unavailable
 from tests.guarding.loops import (
     backbone_bits,
     flagged,

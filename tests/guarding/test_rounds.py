@@ -13,7 +13,7 @@ from torch.optim import optimizer as torch_optimizer
 
 from frostline.guarding import rounds
 from frostline.guarding.rounds import MANY, Rounds
-from tests.guarding.in_child import in_child
+from tests.guarding.pages.in_child import in_child
 
 
 class Ear:

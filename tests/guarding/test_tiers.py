@@ -14,7 +14,7 @@ import torch
 import frostline as fl
 from frostline.errors import FrostlineWarning
 from frostline.guarding.engine import Engine, Suspect
-from frostline.guarding.kernel import why_unavailable
+from frostline.guarding.pages.kernel import why_unavailable
 from frostline.guarding.target import resolve
 from tests.freezing.content import content, moved
 from tests.guarding.mutation import Mutation

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from frostline.guarding.kernel import why_unavailable
+from frostline.guarding.pages.kernel import why_unavailable
 from tests.guarding import who_catches_packages as packages
 from tests.guarding.who_catches import PAGE, page
 from tests.guarding.who_catches_changes import CHANGES, Change, Live

@@ -14,9 +14,9 @@ import click
 from frostline.errors import FrostlineError
 
 if TYPE_CHECKING:
-    from frostline.guarding.discovering import Discovery
-    from frostline.guarding.script_report import ScriptReport
-    from frostline.guarding.scripts import End
+    from frostline.guarding.scripts.discovering import Discovery
+    from frostline.guarding.scripts.report import ScriptReport
+    from frostline.guarding.scripts.running import End
 
 FINDINGS, REFUSED, OUR_BUG = 1, 2, 3
 
@@ -70,8 +70,8 @@ def guard(
     Exit codes: that of the script if it is not 0; else 0 nothing moved, 1 something
     frozen moved, 2 wrong use or something that could not be watched.
     """
-    from frostline.guarding import scripts
-    from frostline.guarding.discovering import Discovery
+    from frostline.guarding.scripts import running as scripts
+    from frostline.guarding.scripts.discovering import Discovery
 
     rank = int(os.environ.get("RANK") or 0)
     page = _page_path(html, rank) if html is not None else None
@@ -97,8 +97,8 @@ def guard(
 def _report(
     discovery: Discovery, end: End, script: str, arguments: tuple[str, ...], steps: int | None
 ) -> ScriptReport:
-    from frostline.guarding.discovering import StepsDone
-    from frostline.guarding.script_report import ScriptReport, named
+    from frostline.guarding.scripts.discovering import StepsDone
+    from frostline.guarding.scripts.report import ScriptReport, named
 
     found = discovery.finish()
     models, left_out = named([(f.model, f.report) for f in found if f.report is not None])

@@ -13,13 +13,14 @@ from frostline._content import dtype_name
 from frostline._names import NamedTensor, named_tensors
 from frostline._results import ChangeKind
 from frostline.errors import PagesUnavailable
-from frostline.guarding import local, page_tier
+from frostline.guarding import local
 from frostline.guarding.arguments import Proof
 from frostline.guarding.collapsing import collapse
 from frostline.guarding.identity import Identity, Look, is_frozen_parameter, unique
-from frostline.guarding.kernel import why_unavailable
-from frostline.guarding.mappings import Private
-from frostline.guarding.page_tier import PageTier
+from frostline.guarding.pages import tier as page_tier
+from frostline.guarding.pages.kernel import why_unavailable
+from frostline.guarding.pages.mappings import Private
+from frostline.guarding.pages.tier import PageTier
 from frostline.guarding.patrol import LEAST_SECONDS, Patrol
 from frostline.guarding.reference import Reference
 from frostline.guarding.target import Target, Watched, name_in

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from frostline._results import Change
-from frostline.guarding import causes, evidence
+from frostline.guarding.causes import evidence, finding
 from frostline.guarding.engine import Engine, Suspect
 from frostline.guarding.sizing import Size, size
 from frostline.guarding.target import Watched
@@ -113,7 +113,7 @@ class Explaining:
         ]
         return sorted(changes, key=lambda change: change.severity != "drift")
 
-    def _causes(self, suspects: Sequence[Suspect]) -> list[causes.Cause]:
+    def _causes(self, suspects: Sequence[Suspect]) -> list[finding.Cause]:
         altered = [s for s in suspects if s.kind in ("value", "dtype")]
         just_now = [s for s in altered if s.tier in ("identity", "pages")]
         long_ago = [s for s in altered if s not in just_now]
@@ -145,7 +145,7 @@ class Explaining:
     def _change(
         self,
         suspect: Suspect,
-        cause: causes.Cause | None,
+        cause: finding.Cause | None,
         since: int,
         step: int,
         witness: Witness,
@@ -181,16 +181,16 @@ def _seal_says_cast(suspect: Suspect) -> bool:
 
 def _find(
     evidences: Sequence[evidence.TensorEvidence], window: evidence.WindowEvidence
-) -> list[causes.Cause]:
+) -> list[finding.Cause]:
     """Causes; none where looking for them fails, since an alarm must not be lost for its reason."""
     try:
-        return causes.find(evidences, window)
+        return finding.find(evidences, window)
     except Exception:
         _log.debug("no cause was found", exc_info=True)
         return []
 
 
-def _cause(suspect: Suspect, cause: causes.Cause | None) -> str:
+def _cause(suspect: Suspect, cause: finding.Cause | None) -> str:
     if suspect.kind == "missing":
         gone = "nothing hangs at its name any more"
         return gone if suspect.now is None else "its memory was freed or cut"

@@ -19,17 +19,10 @@ from frostline._names import named_tensors
 from frostline._results import Change
 from frostline.errors import FreezeError, FrozenStateChanged
 from frostline.freezing import live_parts
-from frostline.guarding import (
-    observing,
-    preflight,
-    rank_check,
-    rounds,
-    standing,
-    target,
-    telling,
-)
+from frostline.guarding import preflight, rank_check, rounds, standing, target, telling
 from frostline.guarding.answers import Quiet, answer_for
 from frostline.guarding.arguments import OnChange, Pinpoint, Proof
+from frostline.guarding.causes import observing
 from frostline.guarding.engine import Engine, Suspect
 from frostline.guarding.explaining import Explaining
 from frostline.guarding.idle import IdleWatch
@@ -227,7 +220,8 @@ class FreezeGuard:
         if self._state != "watching":
             when = "was left already" if self._state == "over" else "was not entered yet"
             raise FreezeError(
-                f"guard.{verb} has nothing to look at: the guard {when}. Write: with fl.guard(...) as guard"
+                f"guard.{verb} has nothing to look at: the guard {when}. Write: "
+                "with fl.guard(...) as guard"
             )
 
     # --- what the process tells ------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Causes: whose doing a change was, from evidence."""

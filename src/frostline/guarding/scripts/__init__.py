@@ -1,0 +1,1 @@
+"""Scripts: run one as it is, and follow the models that it makes."""
