@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from frostline._content import dtype_name
-from frostline._names import NamedTensor, named_tensors
+from frostline._names import NamedTensor
 from frostline._results import ChangeKind
 from frostline.errors import PagesUnavailable
 from frostline.guarding import local
@@ -23,13 +23,11 @@ from frostline.guarding.pages.mappings import Private
 from frostline.guarding.pages.tier import PageTier
 from frostline.guarding.patrol import LEAST_SECONDS, Patrol
 from frostline.guarding.reference import Reference
-from frostline.guarding.target import Target, Watched, name_in
+from frostline.guarding.sizing import smallest
+from frostline.guarding.target import Target, Watched, places_by_name, standing_at
 
 HUGE_SECONDS = 1e-9
 """What making huge pages of a byte takes: 0.7 to 2 s for 1 GB."""
-
-SMALL = 1 << 20
-"""Bytes of the smallest tensors of which full copies are kept, at least; else 1 % of all."""
 
 
 @dataclass(eq=False)
@@ -111,7 +109,7 @@ class Engine:
         new = [w for w in tensors if id(w) not in self._references]
         for watched in new:
             local.refuse_lazy(watched.name, watched.tensor)
-        small = _smallest(new)
+        small = smallest(new)
         for watched in new:
             copy = self._keep_copies or id(watched) in small
             self._references[id(watched)] = Reference(
@@ -352,11 +350,11 @@ class Engine:
 
     def _look_up_again(self) -> list[Suspect]:
         """Every name, from the models down."""
-        live = _live(self.target)
+        live = places_by_name(self.target)
         found: list[Suspect] = []
         for watched in list(self.target.tensors):
             for place in list(watched.places):
-                entry = _standing_at(live, place)
+                entry = standing_at(live, place)
                 if entry is None or entry.attribute != place.attribute:
                     # Parametrised, the same name means what the value is computed from.
                     found += self._missing(watched, place)
@@ -473,40 +471,8 @@ class Engine:
             names.append(watched.name)
 
 
-def _live(target: Target) -> dict[str, list[NamedTensor]]:
-    """What hangs at each name; wrappers left out, two tensors can have the same one."""
-    found: dict[str, list[NamedTensor]] = {}
-    for model in target.models:
-        for entry in named_tensors(model):
-            found.setdefault(name_in(target, model, entry.name), []).append(entry)
-    return found
-
-
-def _standing_at(live: dict[str, list[NamedTensor]], place: NamedTensor) -> NamedTensor | None:
-    entries = live.get(place.name, [])
-    own = (e for e in entries if e.owner is place.owner and e.attribute == place.attribute)
-    return next(own, entries[0] if entries else None)
-
-
 def _kind_of(reference: Reference, tensor: Tensor) -> ChangeKind:
     """What of its description is another; nothing, where its memory was freed."""
     if list(tensor.shape) != reference.shape:
         return "shape"
     return "dtype" if dtype_name(tensor.dtype) != reference.dtype else "missing"
-
-
-def _smallest(tensors: list[Watched]) -> set[int]:
-    """The smallest tensors, up to 1 % of the bytes, so that running statistics have numbers."""
-    sizes = {id(w): _size(w.tensor) for w in tensors}
-    budget = max(SMALL, sum(sizes.values()) // 100)
-    chosen: set[int] = set()
-    for key in sorted(sizes, key=sizes.__getitem__):
-        budget -= sizes[key]
-        if budget < 0:
-            break
-        chosen.add(key)
-    return chosen
-
-
-def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

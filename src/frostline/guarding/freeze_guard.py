@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from frostline._names import named_tensors
@@ -22,10 +21,11 @@ from frostline.freezing import live_parts
 from frostline.guarding import preflight, rank_check, rounds, standing, target, telling
 from frostline.guarding.answers import Quiet, answer_for
 from frostline.guarding.arguments import OnChange, Pinpoint, Proof
-from frostline.guarding.causes import observing
 from frostline.guarding.engine import Engine, Suspect
 from frostline.guarding.explaining import Explaining
 from frostline.guarding.idle import IdleWatch
+from frostline.guarding.listening import Ears
+from frostline.guarding.pace import Pace
 from frostline.guarding.report import GuardReport
 from frostline.guarding.witness import Witness
 from frostline.selection import Selector
@@ -82,15 +82,12 @@ class FreezeGuard:
     def _begin(self, undo: ExitStack) -> None:
         self._pid = os.getpid()
         self._rounds = rounds.Rounds()
-        self._durations: list[float] = []
-        self._last_end: float | None = None
-        self._spent = 0.0
+        self._pace = Pace()
         self._clean_at = self._full_at = 0
         self._shrunk = False
         self._late: list[Change] = []
         self._notes: list[str] = []
         self._busy = False
-        self._relevant: WeakKeyDictionary[Optimizer, tuple[int, bool]] = WeakKeyDictionary()
         self._target = self._resolve()
         before = self._look_at_seals()
         keeps = self._on_change == "restore"
@@ -106,11 +103,7 @@ class FreezeGuard:
         self._witness = Witness(self._engine, self._pinpoint)
         self._answer = answer_for(self._on_change, self._engine)
         undo.callback(self._witness.close)
-        rounds.listen(self)
-        undo.callback(rounds.unlisten, self)
-        observing.listen(self)
-        undo.callback(observing.unlisten, self)
-        undo.callback(live_parts.on_shrink(self._part_shrinks))
+        undo.enter_context(Ears(self, self._target, self._explaining).open())
         self._witness.open()
         if before:
             self._tell(before)
@@ -147,7 +140,7 @@ class FreezeGuard:
         finally:
             # Whoever keeps the guard for its report does not keep the model by it.
             del self._engine, self._target, self._idle, self._explaining, self._witness
-            del self._answer, self._asked, self._relevant, self._undo
+            del self._answer, self._asked, self._undo
 
     def _leave(self) -> None:
         try:
@@ -200,7 +193,7 @@ class FreezeGuard:
         self._refuse_unless_watching("step")
         with self._lock:
             self._rounds.by_hand()
-            self._measure()
+            self._pace.step_ended()
             if self._report.nothing_ran:
                 self._preflight(None)
             self._look()
@@ -224,13 +217,11 @@ class FreezeGuard:
                 "with fl.guard(...) as guard"
             )
 
-    # --- what the process tells ------------------------------------------------------------
+    # --- what the process tells, through the ears -------------------------------------------
 
-    def before_step(self, optimizer: Optimizer) -> None:
-        """See :class:`frostline.guarding.rounds.Listener`."""
-        if not self._follows(optimizer):
-            return
-        with self._lock, self._timed():
+    def step_begins(self, optimizer: Optimizer) -> None:
+        """See :class:`frostline.guarding.listening.Concerned`."""
+        with self._lock, self._pace.not_counted():
             self.follow_flags()
             if self._report.nothing_ran:
                 self._preflight(None)
@@ -239,88 +230,39 @@ class FreezeGuard:
             self._explaining.before_step(optimizer)
             self._answer.before_step(optimizer)
 
-    def after_step(self, optimizer: Optimizer) -> None:
-        """See :class:`frostline.guarding.rounds.Listener`."""
-        if not self._follows(optimizer):
-            return
+    def step_ends(self, optimizer: Optimizer, skipped: bool) -> None:
+        """See :class:`frostline.guarding.listening.Concerned`."""
         with self._lock:
+            if skipped:
+                self._idle.before_step(optimizer)
             if self._rounds.begins(optimizer):
-                self._measure()
+                self._pace.step_ended()
             if self._rounds.is_time_to_look:
                 self._look()
 
-    def skipped(self, optimizer: Optimizer) -> None:
-        """A GradScaler left the step out; forwards have run all the same."""
-        if self._follows(optimizer):
-            self._idle.before_step(optimizer)
-        self.after_step(optimizer)
+    def state_is_taken(self) -> None:
+        """See :class:`frostline.guarding.listening.Concerned`."""
+        if not self._busy and self._state == "watching":
+            self.read_all()
 
-    def saving(self, module: nn.Module) -> None:
-        """Somebody takes the state dict: what is saved is checked first."""
-        if self._busy or self._state != "watching":
-            return
-        inside = {id(m) for m in module.modules()}
-        # A wrapper (DDP, Lightning) saves the model, a submodule a part of it.
-        if any(id(place.owner) in inside for w in self._target.tensors for place in w.places):
+    def part_shrinks(self, part: live_parts.LivePart) -> None:
+        """What is let go is checked a last time."""
+        if self._state == "watching" and any(p is part for p in self._target.parts):
             with self._lock:
-                self.read_all()
-
-    def loaded(self, module: nn.Module, keys: Mapping[str, Tensor | None], where: str) -> None:
-        """Somebody called ``load_state_dict``."""
-        self._explaining.loaded(module, keys, where)
-
-    def converted(self, module: nn.Module, where: str) -> None:
-        """Somebody moved or cast a module."""
-        self._explaining.converted(module, where)
-
-    def applied(self, module: nn.Module, function: str, where: str) -> None:
-        """Somebody called ``module.apply(function)``."""
-        self._explaining.applied(module, function, where)
-
-    def _follows(self, optimizer: Optimizer) -> bool:
-        """Those that hold a parameter of the models; all, if the models have nothing to train."""
-        if os.getpid() != self._pid or self._state != "watching":
-            return False
-        size = sum(len(group["params"]) for group in optimizer.param_groups)
-        known = self._relevant.get(optimizer)
-        if known is None or known[0] != size:
-            known = self._relevant[optimizer] = size, self._is_of_interest(optimizer)
-        return known[1]
-
-    def _is_of_interest(self, optimizer: Optimizer) -> bool:
-        mine = [p for model in self._target.models for p in model.parameters()]
-        given = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        return any(id(p) in given for p in mine) or not any(p.requires_grad for p in mine)
+                if not (self._busy or self._shrunk):
+                    # Letting go goes on whatever is found; the alarm comes at the next look.
+                    self._late += self._found_quietly()
+                self._shrunk = True
 
     # --- looking ----------------------------------------------------------------------------
 
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._spent += time.perf_counter() - started
-
-    def _measure(self) -> None:
-        """How long the step took that has just ended, without what the guard took of it."""
-        now = time.perf_counter()
-        if self._last_end is not None:
-            self._durations = [*self._durations[-15:], now - self._last_end - self._spent]
-        self._last_end, self._spent = now, 0.0
-
-    @property
-    def _step_seconds(self) -> float | None:
-        # A median: one step that evaluated or saved must not change what the patrol may take.
-        return sorted(self._durations)[len(self._durations) // 2] if self._durations else None
-
     def _look(self) -> None:
-        with self._timed(), self._alone():
+        with self._pace.not_counted(), self._alone():
             self._membership()
             self.follow_flags()
             self._report.nothing_ran = False
             self._report.steps = self._rounds.steps
-            self._handle(self._engine.look(self._step_seconds))
+            self._handle(self._engine.look(self._pace.step_seconds))
             self._tell_late()
             self._clean_at = self._rounds.steps
             self._give_lines()
@@ -338,7 +280,7 @@ class FreezeGuard:
 
     def read_all(self, seconds: float | None = None) -> None:
         """Read every byte, on this rank alone, for at most ``seconds`` if that is given."""
-        with self._lock, self._timed(), self._alone():
+        with self._lock, self._pace.not_counted(), self._alone():
             self._membership()
             suspects = self._engine.full_check(seconds)
             self._handle(suspects, self._structure())
@@ -384,7 +326,7 @@ class FreezeGuard:
         """
         if not self._target.by_flag:
             return
-        with self._lock, self._timed():
+        with self._lock, self._pace.not_counted():
             if self._engine.identity.thawed():
                 self._let_thawed_go()
             if self._idle.drop_frozen():
@@ -424,15 +366,6 @@ class FreezeGuard:
             self._engine.admit(new)
             self._report.frozen = len(self._target.tensors)
             self._report.nbytes = self._engine.nbytes
-
-    def _part_shrinks(self, part: Any) -> None:
-        """``fl.unfreeze`` or ``undo`` is about to let tensors go: they are checked a last time."""
-        if self._state == "watching" and any(p is part for p in self._target.parts):
-            with self._lock:
-                if not (self._busy or self._shrunk):
-                    # Letting go goes on whatever is found; the alarm comes at the next look.
-                    self._late += self._found_quietly()
-                self._shrunk = True
 
     def _found_quietly(self, seconds: float | None = None) -> list[Change]:
         """The drift that a full check finds, without the answer to it."""

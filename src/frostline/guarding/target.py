@@ -116,6 +116,22 @@ def name_in(target: Target, model: nn.Module, name: str) -> str:
     return f"{type(model).__name__}[{number}].{name}"
 
 
+def places_by_name(target: Target) -> dict[str, list[NamedTensor]]:
+    """What hangs at each name; wrappers left out, two tensors can have the same one."""
+    found: dict[str, list[NamedTensor]] = {}
+    for model in target.models:
+        for entry in named_tensors(model):
+            found.setdefault(name_in(target, model, entry.name), []).append(entry)
+    return found
+
+
+def standing_at(live: dict[str, list[NamedTensor]], place: NamedTensor) -> NamedTensor | None:
+    """What hangs at the name of ``place`` now; where there are two, the one at its module."""
+    entries = live.get(place.name, [])
+    own = (e for e in entries if e.owner is place.owner and e.attribute == place.attribute)
+    return next(own, entries[0] if entries else None)
+
+
 def _is_several(target: Any) -> bool:
     return isinstance(target, list | tuple | set | frozenset)
 
