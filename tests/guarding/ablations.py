@@ -239,7 +239,7 @@ GUARD: list[Ablation] = [
     ),
     _told(
         "old values of small tensors",
-        skip(engine, "_smallest", frozenset()),
+        skip(engine, "smallest", frozenset()),
         "test_small_tensors_have_numbers",
     ),
 ]

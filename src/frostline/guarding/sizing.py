@@ -83,4 +83,4 @@ def smallest(tensors: list[Watched]) -> set[int]:
 
 
 def _nbytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_nbytes()
+    return tensor.numel() * tensor.element_size()
