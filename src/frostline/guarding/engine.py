@@ -327,7 +327,8 @@ class Engine:
         if look.replaced or look.modules or everything:
             found += self._look_up_again()
         if look.moved:
-            found += [s for w in unique(look.moved) if (s := self._moved(w)) is not None]
+            moved = (w for w in unique(look.moved) if w.places)  # the others hang nowhere now
+            found += [s for w in moved if (s := self._moved(w)) is not None]
         flagged = self._flagged(look, everything)
         found += flagged
         if found or look.moved or look.replaced or look.modules:
@@ -362,8 +363,9 @@ class Engine:
                     place.owner = entry.owner
                 elif local.is_shard(watched.tensor) and not local.is_shard(entry.tensor):
                     self._note(watched, "gathered at a look, and compared at another one")
-                elif place.kind == "attribute" and entry.tensor.grad_fn is not None:
-                    self.release(watched, "is an output that a forward keeps")
+                elif place.kind == "attribute":
+                    # An output that a forward keeps; a buffer is what a statistic should be.
+                    found += self.release(watched, "is stored anew by the code of its module")
                 else:
                     found += self._replaced(watched, place, entry)
         return found

@@ -36,7 +36,7 @@ def size(reference: Reference, tensor: Tensor | None) -> Size:
     if tensor is None:
         return Size()
     old, new = reference.old.copy, local.of(tensor).detach()
-    if old is None or not _are_alike(old, new):
+    if old is None or new.is_meta or not _are_alike(old, new):
         return Size(tensor.numel())
     if not new.numel():
         return Size(0, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -250,25 +250,26 @@ def _covers_some(part: FrozenPart, found: Target) -> bool:
 def _add(found: Target, places: Iterable[NamedTensor], prefix: str) -> None:
     known = {id(watched.tensor): watched for watched in found.tensors}
     # A module that hangs at two places has two names, and both have to stay.
-    seen = set(found.names)
+    seen = {_key(place) for watched in found.tensors for place in watched.places}
+    taken = set(found.names)
     for place in places:
-        if prefix + place.name in seen:
+        named = replace(place, name=prefix + place.name)
+        if _key(named) in seen:
             continue
-        seen.add(prefix + place.name)
-        named = NamedTensor(
-            prefix + place.name,
-            place.tensor,
-            place.kind,
-            place.persistent,
-            place.owner,
-            place.attribute,
-        )
+        seen.add(_key(named))
         if id(place.tensor) in known:
             known[id(place.tensor)].places.append(named)
             continue
-        watched = Watched(named.name, [named], place.tensor)
+        # Wrappers left out, two tensors can have one name.
+        name = named.name if named.name not in taken else f"{named.name} (inner)"
+        taken.add(name)
+        watched = Watched(name, [named], place.tensor)
         known[id(place.tensor)] = watched
         found.tensors.append(watched)
+
+
+def _key(place: NamedTensor) -> tuple[str, int, str]:
+    return place.name, id(place.owner), place.attribute
 
 
 def _mark(found: Target) -> None:

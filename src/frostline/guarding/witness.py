@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from frostline.guarding.engine import Engine
@@ -16,12 +16,18 @@ STEPS_AFTER_ALARM = 2
 _READ_AT_EACH_LINE = 64 << 20  # without pages, what is read at each line of the user's code
 
 
+def _nobody(name: str) -> None:
+    pass
+
+
 class Memory:
     """What is watched, as pinpointing asks for it: a change is told once, then taken as known."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._seen = {r.name: r.digest() for r in engine.references}
+        self._first = dict(self._seen)
+        self.acquit: Callable[[str], None] = _nobody
         self._elsewhere: set[str] = set()
 
     def ranges(self) -> Sequence[tuple[int, int, str]]:
@@ -43,6 +49,10 @@ class Memory:
             if self._seen.get(reference.name) != now:
                 self._seen[reference.name] = now
                 found.append(reference.name)
+                if now == self._first.get(reference.name):
+                    # Written and put back, as for an evaluation: whoever did so is no culprit.
+                    found.pop()
+                    self.acquit(reference.name)
         return found
 
     def _exchanged(self) -> list[str]:
@@ -130,5 +140,7 @@ class Witness:
         # Most guards never pinpoint, and need not load it.
         from frostline.guarding.pinpointing import Pinpoint
 
-        self._pinpoint = Pinpoint(Memory(self._engine))
+        memory = Memory(self._engine)
+        self._pinpoint = Pinpoint(memory)
+        memory.acquit = self._pinpoint.acquit
         self._pinpoint.start()

@@ -132,6 +132,10 @@ class Pinpoint:
         if self._running and self._lines.is_tracing_here:
             self._after_line(sys._getframe(1), None)
 
+    def acquit(self, name: str) -> None:
+        """This tensor has the bytes again that it had: who wrote until now is no culprit."""
+        self._first.pop(name, None)
+
     def culprit_of(self, name: str) -> Culprit | None:
         """Who changed this tensor first since the last `forget`."""
         return self._first.get(name)
