@@ -49,7 +49,55 @@ def rows() -> list[list[str]]:
         ),
         _cost("call of a held empty module, more than unheld", seconds["call"], 1e6, "us", 0.2),
         _cost("import frostline, more than import torch", seconds["import"], 1e3, "ms", 30),
+        *_guard(_read("guard")),
     ]
+
+
+def _guard(result: dict[str, Any]) -> list[list[str]]:
+    """Cost and latency of the guard, always as a pair."""
+    found = []
+    for name, work in result["workloads"].items():
+        step = statistics.median(work["step_seconds"]["none"])
+        size = f"{work['bytes'] / 1e6:.3g} MB frozen, step {1e3 * step:.3g} ms"
+        for way in ("pages", "content"):
+            own, late = work["own"][way], work["latency"][way]
+            cost = [1e6 * s for s in own["late"]]
+            target = 200.0 if way == "pages" else max(0.01 * step, 50e-6) * 1e6
+            title = f"guard, {way}, {name} ({size}): a look"
+            found.append(_row(title, "guard.py", cost, " us", round(target), at_least=False))
+            found.append(_latency(name, way, late, 1 if way == "pages" else own["announced"] + 1))
+        first = [1e6 * s for s in work["own"]["pages"]["early"]]
+        found.append(
+            _row(f"guard, pages, {name}: the first looks", "guard.py", first, " us", 200.0, False)
+        )
+        ways = ("pages", "content", "expert: XXH3 of all")
+        found += [_overhead(name, way, work["step_seconds"]) for way in ways]
+    control = [n for w in result["workloads"].values() for n in w["latency"]["content, overhead=0"]]
+    seen = sum(n is not None for n in control)
+    said = f"{seen} of {len(control)} seen"
+    command = "`python bench/guard.py`"
+    verdict = "fails, as it must" if not seen else "MUST FAIL"
+    return [
+        *found,
+        ["control: content with `overhead=0`, flipped bits", command, said, "none", verdict],
+    ]
+
+
+def _latency(name: str, way: str, late: list[int | None], bound: int) -> list[str]:
+    seen = [n for n in late if n is not None]
+    missed = len(late) - len(seen)
+    result = f"median {statistics.median(seen):g}, worst {max(seen)} of {len(late)} flipped bits"
+    met = not missed and max(seen) <= bound
+    what = f"guard, {way}, {name}: steps until it is reported"
+    verdict = "met" if met else f"missed ({missed} never)"
+    return [what, "`python bench/guard.py`", result, f"at most {bound}, announced", verdict]
+
+
+def _overhead(name: str, way: str, seconds: dict[str, list[float]]) -> list[str]:
+    more = [100 * (a / b - 1) for a, b in zip(seconds[way], seconds["none"], strict=True)]
+    return _row(
+        f"{way}, {name}: a whole step, more than unguarded", "guard.py", more, " %", None, False
+    )
 
 
 def _read(name: str) -> dict[str, Any]:

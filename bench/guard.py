@@ -21,6 +21,7 @@ import random
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -181,21 +182,35 @@ def costs(work: Workload, rounds: int, seconds: float) -> dict[str, list[float]]
     return found
 
 
-def own_seconds(work: Workload, **switches: Any) -> dict[str, Any]:
-    """What the guard itself says its looks took at each step, and what it announced."""
-    with fl.guard(work.model, work.frozen, **switches) as guard:
-        for _ in range(12):
-            work.step()
-        report = guard.report
-    ran = {tier.name: tier.seconds / tier.looks for tier in report.tiers if tier.looks}
-    looks = {name: took for name, took in ran.items() if name != "full check"}
+def own_seconds(work: Workload, step_seconds: float, **switches: Any) -> dict[str, Any]:
+    """Seconds of each look of a guard: of the first ones, and after thousands.
+
+    With pages the kernel is asked faster once looking has cost as much as making huge pages does.
+    """
+    with fl.guard(work.model, work.frozen, on_change="warn", **switches) as guard:
+        engine = guard._engine
+        for _ in range(3):
+            engine.look(step_seconds)
+        early = [timed(lambda: engine.look(step_seconds)) for _ in range(200)]
+        for _ in range(6000 if switches["proof"] == "pages" else 0):
+            engine.look(step_seconds)
+        late = [timed(lambda: engine.look(step_seconds)) for _ in range(200)]
+        announced = engine.patrol.announced
+        entry = guard.report.seconds["entry"]
+        full = timed(engine.full_check)
     return {
-        "per_step": sum(looks.values()),
-        "tiers": looks,
-        "announced": report.coverage,
-        "entry": report.seconds["entry"],
-        "full_check": ran.get("full check"),
+        "early": early,
+        "late": late,
+        "announced": announced,
+        "entry": entry,
+        "full_check": full,
     }
+
+
+def timed(action: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
 
 
 # --- latency ---------------------------------------------------------------------------------
@@ -265,8 +280,8 @@ def measure(name: str, rounds: int, trials: int, seconds: float) -> dict[str, An
         "bytes": nbytes,
         "step_seconds": taken,
         "own": {
-            "pages": own_seconds(work, proof="pages"),
-            "content": own_seconds(work, proof="content", overhead=OVERHEAD),
+            "pages": own_seconds(work, step, proof="pages"),
+            "content": own_seconds(work, step, proof="content", overhead=OVERHEAD),
         },
         "latency": {
             "pages": latencies(work, trials, step, proof="pages"),
@@ -290,8 +305,13 @@ def tell(name: str, found: dict[str, Any]) -> None:
         late = found["latency"].get(way)
         told = "1 step" if way == "expert: XXH3 of all" else _late(late)
         own = found["own"].get(way)
-        mine = f"own {own['per_step'] * 1e6:7.1f} us, N={own['announced']}" if own else ""
+        mine = f"{_own(own)}, N={own['announced']}" if own else ""
         print(f"  {way:<22} {100 * statistics.median(more):+7.2f} %  latency {told}  {mine}")
+
+
+def _own(own: dict[str, Any]) -> str:
+    early, late = (statistics.median(own[key]) * 1e6 for key in ("early", "late"))
+    return f"own {early:.0f} us, later {late:.0f} us"
 
 
 def _late(late: list[int | None] | None) -> str:
@@ -313,6 +333,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    warnings.simplefilter("ignore", fl.errors.FrostlineWarning)  # "nothing ran", as it is meant
     _torchvision.install()
     found = {}
     for name in [arguments.only] if arguments.only else WORKLOADS:

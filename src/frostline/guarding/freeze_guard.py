@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal
+from weakref import WeakSet
 
 from torch import nn
 from torch.optim import Optimizer
@@ -83,6 +84,7 @@ class FreezeGuard:
         self._pid = os.getpid()
         self._rounds = rounds.Rounds()
         self._pace = Pace()
+        self._introduced: WeakSet[Optimizer] = WeakSet()
         self._clean_at = self._full_at = 0
         self._shrunk = False
         self._late: list[Change] = []
@@ -225,7 +227,9 @@ class FreezeGuard:
             self.follow_flags()
             if self._report.nothing_ran:
                 self._preflight(None)
-            self._preflight(optimizer)
+            if optimizer not in self._introduced:
+                self._introduced.add(optimizer)
+                self._preflight(optimizer)
             self._idle.before_step(optimizer)
             self._explaining.before_step(optimizer)
             self._answer.before_step(optimizer)
