@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ _NARROWER = {
     torch.float64: (torch.float32, torch.bfloat16, torch.float16),
     torch.float32: (torch.bfloat16, torch.float16),
 }
+
+
+K = TypeVar("K")
 
 
 @dataclass(eq=False, repr=False)
@@ -68,13 +72,18 @@ def take(tensors: Mapping[str, Tensor]) -> Seal:
 def _to_copy(tensors: Mapping[str, Tensor]) -> set[str]:
     # Only dense tensors are copied, and sparse ones have no `nbytes`.
     sizes = {name: t.nbytes for name, t in tensors.items() if _is_dense(t)}
+    return smallest(sizes)
+
+
+def smallest(sizes: Mapping[K, int]) -> set[K]:
+    """The smallest of these, up to 1 % of all bytes, and 1 MiB at least."""
     budget = max(COPIED_AT_LEAST, int(COPIED_FRACTION * sum(sizes.values())))
-    chosen: set[str] = set()
-    for name in sorted(sizes, key=sizes.__getitem__):
-        budget -= sizes[name]
+    chosen: set[K] = set()
+    for key in sorted(sizes, key=sizes.__getitem__):
+        budget -= sizes[key]
         if budget < 0:
             break
-        chosen.add(name)
+        chosen.add(key)
     return chosen
 
 

@@ -13,6 +13,7 @@ from frostline._content import dtype_name
 from frostline._names import NamedTensor
 from frostline._results import ChangeKind
 from frostline.errors import PagesUnavailable
+from frostline.freezing.sealing import smallest
 from frostline.guarding import local
 from frostline.guarding.arguments import Proof
 from frostline.guarding.collapsing import collapse
@@ -23,7 +24,6 @@ from frostline.guarding.pages.mappings import Private
 from frostline.guarding.pages.tier import PageTier
 from frostline.guarding.patrol import LEAST_SECONDS, Patrol
 from frostline.guarding.reference import Reference
-from frostline.guarding.sizing import smallest
 from frostline.guarding.target import Target, Watched, places_by_name, standing_at
 
 HUGE_SECONDS = 1e-9
@@ -109,7 +109,7 @@ class Engine:
         new = [w for w in tensors if id(w) not in self._references]
         for watched in new:
             local.refuse_lazy(watched.name, watched.tensor)
-        small = smallest(new)
+        small = smallest({id(w): w.tensor.numel() * w.tensor.element_size() for w in new})
         for watched in new:
             copy = self._keep_copies or id(watched) in small
             self._references[id(watched)] = Reference(

@@ -10,10 +10,6 @@ from torch import Tensor
 from frostline.freezing.sealing import bits_differ, largest_difference
 from frostline.guarding import local
 from frostline.guarding.reference import Reference, aligned
-from frostline.guarding.target import Watched
-
-SMALL = 1 << 20
-"""Bytes of the smallest tensors of which full copies are kept, at least; else 1 % of all."""
 
 
 @dataclass(frozen=True)
@@ -67,20 +63,3 @@ def _largest(old: Tensor, new: Tensor) -> float | None:
         return largest_difference(old, new)
     except NotImplementedError:  # the sub-byte types are no numbers to torch
         return None
-
-
-def smallest(tensors: list[Watched]) -> set[int]:
-    """The smallest tensors, up to 1 % of the bytes, so that running statistics have numbers."""
-    sizes = {id(w): _nbytes(w.tensor) for w in tensors}
-    budget = max(SMALL, sum(sizes.values()) // 100)
-    chosen: set[int] = set()
-    for key in sorted(sizes, key=sizes.__getitem__):
-        budget -= sizes[key]
-        if budget < 0:
-            break
-        chosen.add(key)
-    return chosen
-
-
-def _nbytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

@@ -122,7 +122,7 @@ def report(found: GuardReport) -> str:
     if found.changes:
         lines += ["", *_changes(found)]
     lines += _section("before the first step", map(_finding, found.preflight))
-    lines += _section("never changed, though trainable", _idle(found.idle))
+    lines += _section("never changed, though trainable", idle(found.idle))
     lines += ["", *map(_tier, found.tiers)]
     lines += _section("notes", [*found.windows, *found.notes])
     return "\n".join(lines)
@@ -171,7 +171,8 @@ def _finding(finding: Finding) -> str:
     return f"{finding.name}: {finding.what}. {finding.mend}"
 
 
-def _idle(entries: Sequence[Idle]) -> list[str]:
+def idle(entries: Sequence[Idle]) -> list[str]:
+    """Trainable tensors that never changed, equal reasons together."""
     reasons: dict[str, list[str]] = {}
     for entry in entries:
         reasons.setdefault(entry.reason, []).append(entry.name)

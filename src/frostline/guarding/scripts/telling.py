@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from frostline._results import WIDTH, elide, plural
 from frostline.freezing.printing import human
 from frostline.guarding import telling
-from frostline.guarding.collapsing import collapse
-from frostline.guarding.report import Finding, GuardReport, Idle
+from frostline.guarding.report import Finding, GuardReport
 
 if TYPE_CHECKING:
     from frostline.guarding.scripts.report import Model, ScriptReport
@@ -93,7 +92,7 @@ def _model(model: Model) -> list[str]:
     report = model.report
     lines = _moved(model) if report.drift else [_filled(f"{model.name}: {sentence(report)}", "  ")]
     lines += _section("seen before the first step", _findings(report.preflight))
-    lines += _section("never moved, though trainable", _idle(report.idle))
+    lines += _section("never moved, though trainable", telling.idle(report.idle))
     lines += _section("notes", [*report.windows, *report.notes])
     if report.frozen and not report.nothing_ran:
         lines += ["", _filled(_looks(report), "    ")]
@@ -132,17 +131,6 @@ def _not_watched(found: ScriptReport) -> list[str]:
 
 def _findings(entries: Sequence[Finding]) -> list[str]:
     return [f"{entry.name}: {entry.what}" for entry in entries]
-
-
-def _idle(entries: Sequence[Idle]) -> list[str]:
-    reasons: dict[str, list[str]] = {}
-    for entry in entries:
-        reasons.setdefault(entry.reason, []).append(entry.name)
-    return [
-        f"{elide(pattern, 50)}  {reason}" + (f" ({plural(count, 'tensor')})" if count > 1 else "")
-        for reason, names in reasons.items()
-        for pattern, count in collapse(names)
-    ]
 
 
 def _looks(report: GuardReport) -> str:
