@@ -23,6 +23,8 @@ STATISTICS = ["running_mean", "running_var", "num_batches_tracked"]
 def _beside_the_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(SCRIPTS)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    # torch.distributed, once begun in this process, puts the rank in front of every line.
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
 
 
 def _json(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
@@ -117,7 +119,7 @@ def test_what_the_report_says(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["uses_neighbour.py"], "nothing frozen moved"),
         (["exits.py", "0"], "no model was seen"),
-        (["--frozen", "**", "--steps", "1", "gan.py"], "moved though frozen"),
+        (["--frozen", "**", "--steps", "1", "gan.py"], "10 of 15 frozen tensors moved"),
         (["unfreezes.py"], "became trainable"),
         (["gan.py"], "Generator: nothing is frozen, over 3 steps"),
         (["no_optimizer.py"], "with no optimizer step seen"),
@@ -161,14 +163,22 @@ def test_an_exception_passes_on_and_the_report_goes_to_stderr(
     assert "The script ended early, by RuntimeError" in report
 
 
-def test_a_name_in_no_model_is_told_before_the_first_step(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert run(["guard", "--frozen", "bakbone", "flags_and_norm.py"]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "--frozen bakbone in Net" in err
-    assert "'backbone'" in err
+def test_a_name_in_no_model_is_told_at_the_first_step_and_at_the_end() -> None:
+    # In a process of its own: the warning goes where Python's logging has it go.
+    done = _command("--frozen", "bakbone", "prints_steps.py")
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("--frozen bakbone in Sequential: ")
+    assert "'backbone'" in lines[0]
+    # The script runs on: a later stage may still have such a model.
+    assert lines[1:] == ["step 1", "step 2"]
+    assert "--frozen bakbone in Sequential" in done.stdout
+
+
+def test_a_name_that_fits_a_later_model_is_no_wrong_use() -> None:
+    done = _command("--frozen", "backbone", "prints_steps.py", "later")
+    assert "--frozen backbone in Linear: " in done.stderr
+    assert (done.returncode, "matches nothing" in done.stdout) == (0, False)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +229,21 @@ def test_html_is_written_beside_the_report(
     text = path.read_text()
     assert "3 frozen tensors moved" in text
     assert "backbone.1.running_mean" in text
-    assert "3 of 7 frozen tensors" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "3 of 7 frozen tensors" in out
+    assert err == f"{path} was written\n"
+
+
+@pytest.mark.parametrize(
+    ("behind", "hinted"),
+    [(["--steps", "2"], True), (["--frozen", "x"], True), (["--stepping", "2"], False)],
+)
+def test_an_option_of_ours_behind_the_script(
+    capsys: pytest.CaptureFixture[str], behind: list[str], hinted: bool
+) -> None:
+    assert run(["guard", "exits.py", "0", *behind]) == 0
+    hint = f"{behind[0]} stands behind the script and was given to it"
+    assert (hint in capsys.readouterr().err) is hinted
 
 
 def _command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -264,7 +288,8 @@ def test_other_ranks_tell_only_what_moved(
     assert run(["guard", "--html", str(page), "flags_and_norm.py", "--epochs", "1"]) == 1
     out, err = capsys.readouterr()
     assert out == "epoch 0 done\n"
-    lines = err.splitlines()
+    written, *lines = err.splitlines()
+    assert written == f"{tmp_path / 'page.rank1.html'} was written"
     assert lines
     assert all(line.startswith("[rank 1]") for line in lines)
     assert any("backbone.1.running_mean" in line for line in lines)

@@ -89,9 +89,9 @@ def test_flags_switched_on_by_their_owner() -> None:
 
 
 def test_flags_switched_on_after_a_drift() -> None:
-    """Whether it was written before or after it was thawed nobody can tell, so it is no alarm."""
+    """No step came between, so the write was one to what was frozen."""
     model = flagged()
-    with fl.guard(model) as guard:
+    with pytest.raises(FrozenStateChanged) as caught, fl.guard(model) as guard:
         optimizer = head_optimizer(model)
         train(model, optimizer, 1)
         nudge(model)
@@ -99,10 +99,45 @@ def test_flags_switched_on_after_a_drift() -> None:
         optimizer.add_param_group({"params": [model.backbone[0].weight]})
         ENTRY.loss(model, ENTRY.batch()).backward()
         optimizer.step()
-    (change,) = guard.report.changes
-    assert (change.name, change.severity) == ("backbone.0.weight", "report")
+        pytest.fail("the drift has to be told at the next look")
+    (change,) = caught.value.changes
+    assert guard.report.changes == [change]
+    assert (change.name, change.severity) == ("backbone.0.weight", "drift")
     # The nudge alone: what the step wrote is no drift any more.
     assert (change.changed_elements, change.max_abs) == (1, pytest.approx(1.0))
+
+
+def test_statistics_written_after_their_norm_was_switched_on_are_no_drift() -> None:
+    """Nobody told when the flags were switched: the norm ran since, and was meant to."""
+    model = flagged()
+    with fl.guard(model) as guard:
+        optimizer = head_optimizer(model)
+        train(model, optimizer, 1)
+        model.backbone[0:3].requires_grad_(True).train()
+        train(model, optimizer, 2)
+    norm = {f"backbone.1.{n}" for n in ("running_mean", "running_var", "num_batches_tracked")}
+    assert {(c.name, c.severity) for c in guard.report.changes} == {(n, "report") for n in norm}
+    assert guard.report.ok
+    assert guard.report.let_go == 7
+    assert guard.report.frozen == 7
+    # Seven tensors did not change; that nothing did would be too much said.
+    assert not guard.report.unchanged
+
+
+def test_flags_switched_off_again_are_watched_again() -> None:
+    model = flagged()
+    with pytest.raises(FrozenStateChanged) as caught, fl.guard(model) as guard:
+        optimizer = head_optimizer(model)
+        train(model, optimizer, 1)
+        weight = model.backbone[0].weight.requires_grad_(True)
+        train(model, optimizer, 1, {1: nudge})
+        weight.requires_grad_(False)
+        train(model, optimizer, 1)
+        assert guard.report.frozen == 14
+        train(model, optimizer, 1, {1: nudge})
+        pytest.fail("it is frozen again, as it was when the flag went off")
+    (change,) = caught.value.changes
+    assert (change.name, change.max_abs) == ("backbone.0.weight", pytest.approx(1.0))
 
 
 @pytest.mark.parametrize("event", ["let go", "moved", "replaced"])

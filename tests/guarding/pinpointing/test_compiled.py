@@ -102,7 +102,7 @@ def test_started_from_within_compiled_code() -> None:
     step(X)
     files = {code().co_filename for code in input_codes.seen if code()}
     assert __file__ in files
-    assert not any("pinpointing/" in file for file in files)
+    assert not any("frostline/guarding/" in file for file in files)
     assert found.notes == []
     write(model)
     found.stop()

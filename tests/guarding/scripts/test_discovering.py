@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import logging
 import sys
 import threading
 import warnings
@@ -159,12 +160,15 @@ def test_unfreezing_a_block_with_a_norm_is_no_alarm(watched: bool) -> None:
     assert set(moved) >= set(everything) if watched else moved == []
 
 
-def test_a_selector_is_asked_of_every_model() -> None:
+def test_a_selector_is_asked_of_every_model(caplog: pytest.LogCaptureFixture) -> None:
     net, other = Net(), nn.Sequential(nn.Linear(4, 1))
     with Discovery(["head"]) as discovery:
         other(torch.randn(2, 4))
-        with pytest.raises(Unmatched):
+        with caplog.at_level(logging.WARNING, "frostline"):
+            # Told at the first step, once; the script runs on.
             _train(other, other.parameters())
+            _train(other, other.parameters())
+        assert [record.getMessage() for record in caplog.records] == discovery.unmatched
         assert "--frozen head in Sequential" in discovery.unmatched[0]
         _train(net, net.parameters())
         assert discovery.unmatched == []

@@ -126,7 +126,11 @@ train(1)
 """
 
 
-def test_a_traceback_reads_as_pythons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_traceback_reads_as_pythons(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # torch.distributed, once begun in this process, puts the rank in front of every line.
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     path = _write(tmp_path, FAILS)
     assert _run(path).raised == "RuntimeError"
     done = subprocess.run([sys.executable, path], capture_output=True, text=True)
@@ -221,7 +225,8 @@ def test_a_module_that_cannot_be_run_is_refused(name: str, said: str) -> None:
 def test_under_safe_path_no_folder_is_put_in_front(tmp_path: Path) -> None:
     script = _write(tmp_path, "import sys; print(sys.path)")
     code = (
-        "import sys\nfrom frostline.guarding import scripts\nbefore = str(sys.path)\n"
+        "import sys\nfrom frostline.guarding.scripts import running as scripts\n"
+        "before = str(sys.path)\n"
         f"with scripts.borrowed([]):\n    scripts.run(scripts.load_file({str(script)!r}))\n"
         "print(before)"
     )
