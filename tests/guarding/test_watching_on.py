@@ -306,8 +306,8 @@ def test_what_drifted_before_it_was_thawed_is_warned_of(answer: str) -> None:
         train(model, optimizer, 1)
     assert [c.name for c in guard.report.drift] == ["backbone.0.weight"]
     assert len(caught) == 1
-    # It was written while it was frozen, so that is put back before it is let go. Nothing is rewound
-    # for it: the unfreezing would be undone.
+    # It was written while it was frozen, so that is put back before it is let go. Nothing is
+    # rewound for it: the unfreezing would be undone.
     expected = frozen_bytes if answer == "restore" else theirs
     assert torch.equal(model.backbone[0].weight, expected)
     assert model.backbone[0].weight.requires_grad

@@ -36,9 +36,11 @@ def size(reference: Reference, tensor: Tensor | None) -> Size:
         return Size(tensor.numel())
     if not new.numel():
         return Size(0, 0)
-    old, new = _flat(old), _flat(new.to(old.device))
-    differ = bits_differ(old, new)
-    largest = _largest(old, new)
+    # A subclass that only decorates has no say in how its numbers are compared.
+    with torch._C.DisableTorchFunctionSubclass():
+        old, new = _flat(old), _flat(new.to(old.device))
+        differ = bits_differ(old, new)
+        largest = _largest(old, new)
     # A NaN or an infinity has no distance that could be told.
     finite = largest is not None and largest == largest and largest != float("inf")
     return Size(new.numel(), int(differ.sum().item()), largest if finite else None)
