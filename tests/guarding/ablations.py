@@ -22,6 +22,7 @@ from frostline.guarding.engine import Engine
 from frostline.guarding.freeze_guard import FreezeGuard
 from frostline.guarding.identity import Identity
 from frostline.guarding.idle import IdleWatch
+from frostline.guarding.listening import Ears
 from frostline.guarding.pages import kernel
 from frostline.guarding.pages.record import PageRecord, interior
 from frostline.guarding.pages.tier import PageTier
@@ -125,15 +126,15 @@ GUARD: list[Ablation] = [
         replace(FreezeGuard, "_leave", _leave_unchecked),
         "test_full_check_at_the_exit",
     ),
-    _ablation("full check at a save", skip(FreezeGuard, "saving"), "test_full_check_at_a_save"),
+    _ablation("full check at a save", skip(Ears, "saving"), "test_full_check_at_a_save"),
     _ablation("full check when asked", skip(FreezeGuard, "check"), "test_full_check_when_asked"),
     _ablation("calls of modules are heard", skip(observing, "listen"), "test_full_check_at_a_save"),
     _ablation("a check cut short says so", _never_cut_short(), "test_a_check_that_is_cut_short"),
     _ablation("steps are heard", skip(rounds, "listen"), "test_optimizer_hooks"),
-    _ablation("skipped steps count", skip(FreezeGuard, "skipped"), "test_skipped_step"),
+    _ablation("skipped steps count", skip(Ears, "skipped"), "test_skipped_step"),
     _ablation(
         "optimizers of others do not",
-        skip(FreezeGuard, "_is_of_interest", True),
+        skip(Ears, "_is_of_interest", True),
         "test_optimizers_of_others",
     ),
     _ablation("nothing ran is told", skip(telling, "warn"), "test_nothing_ran_is_told"),
