@@ -253,10 +253,11 @@ def latencies(
             found.append(steps)
             back()
             engine.look(step_seconds)
-    return found
+        announced = engine.patrol.announced or 1
+    return {"steps": found, "announced": announced}
 
 
-def versions_latency(work: Workload, trials: int) -> list[int | None]:
+def versions_latency(work: Workload, trials: int) -> dict[str, Any]:
     draw = random.Random(0)
     part = [t for t in work.model.get_submodule(work.frozen).state_dict().values() if t.nbytes]
     expert = Expert(work, _versions)
@@ -265,7 +266,7 @@ def versions_latency(work: Workload, trials: int) -> list[int | None]:
         back = flip(draw.choice(part), draw)
         found.append(1 if expert.look() else None)
         back()
-    return found
+    return {"steps": found, "announced": 1}
 
 
 # --- telling ---------------------------------------------------------------------------------
@@ -314,9 +315,10 @@ def _own(own: dict[str, Any]) -> str:
     return f"own {early:.0f} us, later {late:.0f} us"
 
 
-def _late(late: list[int | None] | None) -> str:
-    if not late:
+def _late(found: dict[str, Any] | None) -> str:
+    if not found:
         return "-"
+    late = found["steps"]
     seen = [x for x in late if x is not None]
     if len(seen) < len(late):
         return f"{len(late) - len(seen)} of {len(late)} never seen"

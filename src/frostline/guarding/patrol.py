@@ -37,6 +37,7 @@ class Patrol:
         self.cycles = 0
         self._steps_of_cycle = 0
         self.longest_cycle = 0
+        self._is_whole = False
 
     def go_on_from(self, other: Patrol) -> None:
         """Take over the pace of ``other``, and its place where it was reading the same tensor.
@@ -60,8 +61,10 @@ class Patrol:
             return 0
         if self._quota is None or self._quota <= 0:
             return None
-        # A change may come just behind the reader, so a whole circle has to pass.
-        return max(self.longest_cycle, steps_to_read(self.nbytes, self._quota))
+        # A change may come just behind the reader, so a whole circle has to pass. At least one
+        # block is read in a step, which for small quotas is more: what was counted is nearer.
+        bound = steps_to_read(self.nbytes, self._quota)
+        return min(bound, self.longest_cycle + 1) if self.longest_cycle else bound
 
     def run(self, step_seconds: float | None) -> list[Reference]:
         """Read this step's share; what differs.
@@ -101,6 +104,7 @@ class Patrol:
             float(self.nbytes), speed * max(LEAST_SECONDS, self._overhead * step_seconds)
         )
         self._quota_for = step_seconds
+        self.longest_cycle, self._is_whole = 0, False  # counted with another quota
 
     def _read_some(self, limit: int) -> list[Reference]:
         """Read on from where the last call stopped, within one piece."""
@@ -119,8 +123,9 @@ class Patrol:
         self._unit = (self._unit + 1) % len(self._units)
         if self._unit == 0:
             self.cycles += 1
-            self.longest_cycle = max(self.longest_cycle, self._steps_of_cycle)
-            self._steps_of_cycle = 0
+            if self._is_whole:
+                self.longest_cycle = max(self.longest_cycle, self._steps_of_cycle)
+            self._steps_of_cycle, self._is_whole = 0, self._quota is not None
 
     def _look(self, ref: Reference, piece: Blocks, first: int, last: int) -> list[Reference]:
         if not isinstance(piece, DeviceBlocks):
