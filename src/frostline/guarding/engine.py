@@ -454,10 +454,12 @@ class Engine:
 
     def accept(self, suspects: Iterable[Suspect]) -> None:
         """These changed by somebody's wish, as a cast does: what is there now has to stay."""
-        for suspect in suspects:
-            watched, now = suspect.watched, suspect.now
-            if suspect.kind == "replaced" or now is None:
-                continue  # the same bytes are expected of the new object already
+        # Of another object with equal bytes the same is expected already.
+        altered = [(s, s.now) for s in suspects if s.kind != "replaced" and s.now is not None]
+        if not altered:
+            return
+        for suspect, now in altered:
+            watched = suspect.watched
             copy = suspect.reference.old.copy is not None
             self._references[id(watched)] = Reference(watched.name, now, self.key, keep_copy=copy)
         self.identity.rebase()

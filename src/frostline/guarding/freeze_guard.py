@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Literal
 from weakref import WeakSet
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from frostline._names import named_tensors
@@ -119,8 +119,13 @@ class FreezeGuard:
                 continue
             watched = {id(w.tensor) for w in self._target.tensors}
             covered = {name for name, tensor in part.tensors.items() if id(tensor) in watched}
-            found += [c for c in part.changes() if c.severity == "drift" and c.name in covered]
+            changes = (c for c in part.changes() if c.severity == "drift" and c.name in covered)
+            found += [replace(c, name=self._name_of(part.tensors[c.name])) for c in changes]
         return found
+
+    def _name_of(self, tensor: Tensor) -> str:
+        """Its name in this guard, which may watch several models."""
+        return next(w.name for w in self._target.tensors if w.tensor is tensor)
 
     def __exit__(
         self,
@@ -419,9 +424,15 @@ class FreezeGuard:
             self._tell([c for c in changes if c.name in drifted], answered)
 
     def _record(self, changes: list[Change]) -> None:
-        """Each tensor is reported once for each kind, with its first step."""
-        told = {(c.name, c.kind) for c in self._report.changes}
-        self._report.changes += [c for c in changes if (c.name, c.kind) not in told]
+        """Each tensor is reported once for each kind, with its first step, and with a line."""
+        told = {(c.name, c.kind): i for i, c in enumerate(self._report.changes)}
+        for change in changes:
+            i = told.get((change.name, change.kind))
+            if i is None:
+                self._report.changes.append(change)
+            elif self._report.changes[i].culprit is None:
+                known = self._report.changes[i]
+                self._report.changes[i] = replace(known, culprit=change.culprit)
 
     def _since(self, suspect: Suspect) -> int:
         """The last step after which the tier that saw it would have seen it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 from weakref import WeakSet
 
@@ -95,6 +96,17 @@ def _forget_in_child() -> None:
 os.register_at_fork(after_in_child=_forget_in_child)
 
 
+def _replaces(optimizer: Optimizer, other: Optimizer) -> bool:
+    """Whether it has parameters of the other: a new stage, or a new optimizer for each epoch.
+
+    One that steps another inside of its own step (SAM) has the very groups of that one.
+    """
+    if optimizer.param_groups is other.param_groups:
+        return False
+    mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return any(id(p) in mine for group in other.param_groups for p in group["params"])
+
+
 class Rounds:
     """Counts the rounds of the optimizers that one guard follows."""
 
@@ -105,9 +117,9 @@ class Rounds:
 
     def begins(self, optimizer: Optimizer) -> bool:
         """Count a step of ``optimizer``; whether a new round begins with it."""
-        # Where one is gone, this one has taken its place: a new stage, or a new one for each step.
+        again = optimizer in self._stepped or any(map(partial(_replaces, optimizer), self._stepped))
         gone = len(self._stepped) < self._count
-        new = self.steps == 0 or gone or optimizer in self._stepped
+        new = self.steps == 0 or gone or again
         if new:
             self._last_round = self._count
             self._stepped, self._count = WeakSet(), 0
