@@ -37,13 +37,13 @@ PAGE = ROOT / "docs" / "guarding" / "who-catches.md"
 # Colours are laid thinly over the page, whatever its theme; the words say the same.
 STYLE = """<style>
 .who-catches { overflow-x: auto; margin-bottom: 1rem; }
-.who-catches table { border-collapse: separate; border-spacing: 1px; font-size: .68rem; }
+.who-catches table { border-collapse: separate; border-spacing: 1px; font-size: .58rem; }
 .who-catches th { font-weight: 600; text-align: left; padding: 2px 6px; vertical-align: bottom; }
 .who-catches thead th.way { writing-mode: vertical-rl; rotate: 180deg; padding: 6px 2px; }
-.who-catches tbody th { min-width: 8.2rem; font-weight: 400; padding: 1px 4px;
+.who-catches tbody th { min-width: 7rem; font-weight: 400; padding: 1px 4px;
   vertical-align: middle; }
-.who-catches td { min-width: 2.1rem; }
-.who-catches td { text-align: center; padding: 3px 2px; border-radius: 3px; line-height: 1.1; }
+.who-catches td { min-width: 1.6rem; }
+.who-catches td { text-align: center; padding: 3px 0; border-radius: 3px; line-height: 1.1; }
 .who-catches td.right { background: rgba(34, 160, 90, .22); }
 .who-catches td.wrong { background: rgba(220, 50, 60, .30); font-weight: 600; }
 .who-catches td.none { opacity: .6; }

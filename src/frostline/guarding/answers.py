@@ -19,6 +19,7 @@ from frostline.guarding.collapsing import collapse
 from frostline.guarding.engine import Engine, Suspect
 from frostline.guarding.report import GuardReport
 
+_WINDOWS = 12  # that are told in words
 _log = logging.getLogger("frostline")
 
 
@@ -100,6 +101,7 @@ class Restore(Collect):
         super().__init__(engine)
         self._optimizers: WeakSet[Optimizer] = WeakSet()
         self._clean_before_step: set[int] = set()
+        self._more = 0
 
     def before_step(self, optimizer: Optimizer) -> None:
         self._optimizers.add(optimizer)
@@ -129,8 +131,16 @@ class Restore(Collect):
         # What an optimizer keeps for a frozen tensor came from the same write.
         drop_optimizer_state(list(self._optimizers), [s.watched.tensor for s in suspects])
         self._engine.restored(suspects)
-        self.windows += self._windows(changes, suspects)
+        self._remember(self._windows(changes, suspects))
         return lost
+
+    def _remember(self, windows: list[str]) -> None:
+        """The first ones in words, the rest as a number: a norm may drift at every step."""
+        room = max(0, _WINDOWS - len(self.windows))
+        self.windows += windows[:room]
+        self._more += len(windows[room:])
+        if self._more:
+            self.windows[_WINDOWS:] = [f"and {self._more:,} more, as these"]
 
     def _windows(self, changes: Sequence[Change], suspects: Sequence[Suspect]) -> list[str]:
         """What forwards may have read, equal steps told once."""
