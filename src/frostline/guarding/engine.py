@@ -173,11 +173,6 @@ class Engine:
         return paged, [r for r in self.references if id(r) not in watched]
 
     @property
-    def pages_vouch(self) -> bool:
-        """Whether the kernel's record covers every byte, and was never broken."""
-        return self.pages is not None and not self.patrol.nbytes and not self.pages_broken
-
-    @property
     def all_notes(self) -> list[str]:
         """What is worth knowing and no alarm; equal events of numbered siblings are told once."""
         written = self.pages.equal_writes if self.pages is not None else {}

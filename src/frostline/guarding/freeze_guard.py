@@ -133,7 +133,7 @@ class FreezeGuard:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if os.getpid() != self._pid or self._state != "watching":
+        if self._state != "watching" or os.getpid() != self._pid:
             return
         try:
             with self._lock, self._undo:
@@ -275,6 +275,7 @@ class FreezeGuard:
             self._tell_late()
             self._clean_at = self._rounds.steps
             self._give_lines()
+            self._answer.look_ended()
             self._witness.step_ended()
 
     def _give_lines(self) -> None:
