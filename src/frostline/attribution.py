@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from frostline._calling import call
 from frostline._names import canonical, named_modules, named_tensors, overlapping
 from frostline._results import Result, elide, plural
 from frostline._state import restoring
@@ -306,7 +307,7 @@ class _Runner:
 
     def _answer(self, state: str) -> _Answer:
         with self._asked():
-            output = _call(self.model, self.batch)
+            output = call(self.model, self.batch)
             found = [t for t in _tensors(output) if t.is_floating_point() or t.is_complex()]
             if not found:
                 raise FrostlineError(
@@ -328,7 +329,7 @@ class _Runner:
         with self._asked():
             for name, module in named_modules(self.model):
                 module.register_forward_pre_hook(_noting(order, name))
-            _call(self.model, self.batch)
+            call(self.model, self.batch)
         return order
 
     @contextmanager
@@ -388,12 +389,6 @@ def _grouped(names: Iterable[str], key: Callable[[str], tuple[str, Kind | None]]
     for name in names:
         groups.setdefault(key(name), []).append(name)
     return [_Group(layer or "(root)", kind, tuple(v)) for (layer, kind), v in groups.items()]
-
-
-def _call(model: nn.Module, batch: Any) -> Any:
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(batch[0]) if isinstance(batch, tuple | list) else model(batch)
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

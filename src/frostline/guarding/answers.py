@@ -9,13 +9,13 @@ from weakref import WeakSet
 
 from torch.optim import Optimizer
 
+from frostline._collapsing import collapse
 from frostline._results import Change
 from frostline._state import Snapshot
 from frostline.errors import FrostlineWarning, FrozenStateChanged
 from frostline.freezing import ignored
 from frostline.guarding.answering import drop_optimizer_state, put_back
 from frostline.guarding.arguments import OnChange
-from frostline.guarding.collapsing import collapse
 from frostline.guarding.engine import Engine, Suspect
 from frostline.guarding.report import GuardReport
 

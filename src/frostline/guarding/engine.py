@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from frostline._collapsing import collapse
 from frostline._content import dtype_name
 from frostline._names import NamedTensor
 from frostline._results import ChangeKind
@@ -16,7 +17,6 @@ from frostline.errors import PagesUnavailable
 from frostline.freezing.sealing import smallest
 from frostline.guarding import local
 from frostline.guarding.arguments import Proof
-from frostline.guarding.collapsing import collapse
 from frostline.guarding.identity import Identity, Look, is_frozen_parameter, unique
 from frostline.guarding.pages import tier as page_tier
 from frostline.guarding.pages.kernel import why_unavailable

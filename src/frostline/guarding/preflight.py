@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
+from frostline._collapsing import collapse, groups
 from frostline._names import NamedTensor, named_tensors, overlapping
 from frostline._results import plural
 from frostline.freezing import holders
 from frostline.freezing.record import BATCH, is_held
-from frostline.guarding.collapsing import collapse, groups
 from frostline.guarding.report import Finding
 from frostline.guarding.target import Target, Watched, name_in
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING
 
+from frostline._collapsing import collapse
 from frostline._results import WIDTH, Change, elide, plural
 from frostline.errors import FrostlineWarning
 from frostline.freezing import ignored
 from frostline.freezing.printing import human
-from frostline.guarding.collapsing import collapse
 
 if TYPE_CHECKING:
     from frostline.guarding.report import Finding, GuardReport, Idle, Tier

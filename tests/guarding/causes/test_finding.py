@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from frostline.behaviours.own_code import written_by
 from frostline.guarding.causes import evidence, initialising, optimizing, rewriting, self_writing
 from frostline.guarding.causes import finding as causes
 from frostline.guarding.causes.finding import KINDS
-from frostline.guarding.causes.own_code import written_by
 from tests.guarding.causes import cause_models as models
 from tests.guarding.causes import cause_table
 from tests.guarding.causes.cause_corpus import CASES, CNN, FIRST_RUN, HELD_OUT, stale, step

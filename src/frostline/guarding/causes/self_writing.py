@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 
+from frostline.behaviours.own_code import written_by
 from frostline.freezing import holders
 from frostline.guarding.causes.evidence import TensorEvidence
-from frostline.guarding.causes.own_code import written_by
 from frostline.guarding.causes.verdicts import Pair, Scene, Verdict, owner_name
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")

@@ -8,11 +8,11 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
+from frostline._collapsing import collapse
 from frostline._results import Severity
 from frostline.freezing.sealing import bits_differ
 from frostline.guarding import local
 from frostline.guarding.causes.evidence import TensorEvidence, WindowEvidence
-from frostline.guarding.collapsing import collapse
 from frostline.guarding.reference import sampled
 
 _SHOWN = 3  # patterns in a sentence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from frostline.guarding.collapsing import collapse, groups
+from frostline._collapsing import collapse, groups
 
 RESNET = [
     f"layer{i}.{j}.bn{k}.weight"
