@@ -1,16 +1,19 @@
-"""Which of its own tensors does the code of a module write to? Read from its bytecode."""
+"""What the code of a module does when it runs: which of its own tensors it writes, what it asks.
+
+Read from bytecode, of what a forward can reach: ``forward`` and ``__call__``, and the methods of
+the class whose names stand in the code of those.
+"""
 
 from __future__ import annotations
 
 import dis
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import CodeType, FunctionType
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
-# Setting up, loading and copying is not running.
-_NOT_RUNNING = ("__init__", "reset", "init", "_init", "_load", "__setstate__", "__deepcopy__")
 _LOADS = ("LOAD_ATTR", "LOAD_METHOD")
 _answers: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
 
@@ -18,7 +21,7 @@ _answers: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
 def written_by(cls: type[nn.Module]) -> frozenset[str]:
     """Attributes that the methods of ``cls`` assign, or call an in-place method on.
 
-    Only methods that run in a forward count; those of ``nn.Module`` itself do not.
+    Only what a forward reaches counts; methods of ``nn.Module`` itself do not.
 
     Example:
         >>> class Queue(nn.Module):
@@ -31,38 +34,81 @@ def written_by(cls: type[nn.Module]) -> frozenset[str]:
     """
     answer = _answers.get(cls)
     if answer is None:
-        answer = _answers[cls] = frozenset(n for code in _methods(cls) for n in _writes(code))
+        answer = _answers[cls] = frozenset(n for code in running(cls) for n in _writes(code))
     return answer
 
 
-def _methods(cls: type) -> Iterator[CodeType]:
-    for base in cls.__mro__:
-        if base in (nn.Module, object):
-            continue
-        for name, member in vars(base).items():
-            function = getattr(member, "__wrapped__", member)
-            if isinstance(function, FunctionType) and not name.startswith(_NOT_RUNNING):
-                yield function.__code__
+def running(cls: type[nn.Module]) -> list[CodeType]:
+    """The code that a forward of ``cls`` can reach, its decorators and inner functions included."""
+    methods = {
+        name: member
+        for base in reversed(cls.__mro__)
+        if base not in (nn.Module, object)
+        for name, member in vars(base).items()
+        if not isinstance(member, type)
+    }
+    found: dict[str, list[CodeType]] = {}
+    waiting: list[str] = [name for name in ("forward", "__call__") if name in methods]
+    while waiting:
+        name = waiting.pop()
+        found[name] = [inner for code in _codes(methods[name]) for inner in _nested(code)]
+        mentioned = {word for code in found[name] for word in code.co_names}
+        waiting += [word for word in mentioned if word in methods and word not in found]
+        # A method that is extended calls the one of its base.
+        if any("super" in code.co_names for code in found[name]):
+            found[name] += _of_bases(cls, name)
+    return [code for codes in found.values() for code in codes]
+
+
+def _of_bases(cls: type[nn.Module], name: str) -> list[CodeType]:
+    return [
+        inner
+        for base in cls.__mro__[1:]
+        if base not in (nn.Module, object) and name in vars(base)
+        for code in _codes(vars(base)[name])
+        for inner in _nested(code)
+    ]
+
+
+def _codes(member: Any) -> Iterator[CodeType]:
+    """The code of a method, of what it wraps, and of a property's getter."""
+    if isinstance(member, property):
+        member = member.fget
+    function: Callable[..., Any] | None = getattr(member, "__func__", member)
+    while isinstance(function, FunctionType):
+        yield function.__code__
+        function = getattr(function, "__wrapped__", None)
+
+
+def _nested(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _nested(constant)
 
 
 def _writes(code: CodeType) -> Iterator[str]:
     """Stored attributes, ``self.x.anything_()``, and ``self.x[...] = ...``."""
     chain: list[str] = []
-    line: set[str] = set()
+    loaded: dict[tuple[int | None, int | None], str] = {}
     for instruction in dis.get_instructions(code):
-        if instruction.starts_line:
-            line = set()
         if instruction.opname in _LOADS:
             chain.append(str(instruction.argval))
-            line.add(chain[0])
+            # Where `self.x` begins in the source; a store into `self.x[...]` begins there too.
+            loaded.setdefault(_begin(instruction), chain[0])
             if _is_in_place(chain[-1]):
                 yield from chain[:1] if len(chain) > 1 else ()
             continue
         if instruction.opname == "STORE_ATTR":
             yield str(instruction.argval)
-        if instruction.opname == "STORE_SUBSCR":
-            yield from line
+        if instruction.opname == "STORE_SUBSCR" and _begin(instruction) in loaded:
+            yield loaded[_begin(instruction)]
         chain = []
+
+
+def _begin(instruction: dis.Instruction) -> tuple[int | None, int | None]:
+    position = instruction.positions
+    return (None, None) if position is None else (position.lineno, position.col_offset)
 
 
 def _is_in_place(method: str) -> bool:

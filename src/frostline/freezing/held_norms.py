@@ -47,7 +47,6 @@ class HeldInstanceNorm(HeldNorm):
 
     weight: Tensor | None
     bias: Tensor | None
-    momentum: float
     eps: float
 
     def _apply_instance_norm(self, input: Tensor) -> Tensor:
@@ -60,6 +59,6 @@ class HeldInstanceNorm(HeldNorm):
             self.weight,
             self.bias,
             True,
-            self.momentum,
+            0.0,  # nothing is averaged; the module's own momentum may be None, which torch refuses
             self.eps,
         )

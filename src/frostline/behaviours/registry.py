@@ -1,0 +1,142 @@
+"""Which behaviour a module has: the table of known classes, and how to add to it.
+
+Found by the full name of a class in the module's MRO, so that nothing is imported for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from torch import nn
+
+from frostline.behaviours import norms, randomness, self_writing
+from frostline.behaviours.doing import Behaviour, Doing, Kind
+from frostline.behaviours.unknown import by_code
+from frostline.freezing import holders
+from frostline.freezing.reads_training import class_reads
+from frostline.freezing.record import BATCH, is_held
+
+Describe: TypeAlias = Callable[[nn.Module, bool], Doing]
+
+_NN = "torch.nn.modules."
+_AO = "torch.ao.quantization."
+
+# Full name of a class -> what it is, and what it does in a mode. Its subclasses count too.
+_KNOWN: dict[str, tuple[Kind, Describe]] = {
+    f"{_NN}batchnorm._BatchNorm": ("norm", norms.batch_norm),
+    f"{_NN}instancenorm._InstanceNorm": ("norm", norms.instance_norm),
+    f"{_NN}normalization.GroupNorm": ("norm", norms.group_norm),
+    f"{_NN}normalization.LayerNorm": ("norm", norms.layer_norm),
+    f"{_NN}normalization.RMSNorm": ("norm", norms.rms_norm),
+    f"{_NN}normalization.LocalResponseNorm": ("norm", norms.local_response_norm),
+    f"{_NN}dropout._DropoutNd": ("random", randomness.dropout),
+    f"{_NN}activation.RReLU": ("random", randomness.rrelu),
+    f"{_NN}activation.MultiheadAttention": ("random", randomness.attention),
+    f"{_NN}rnn.RNNBase": ("random", randomness.recurrent),
+    f"{_NN}pooling.FractionalMaxPool2d": ("random", randomness.fractional_pool),
+    f"{_NN}pooling.FractionalMaxPool3d": ("random", randomness.fractional_pool),
+    f"{_NN}sparse.Embedding": ("writer", self_writing.embedding),
+    f"{_NN}sparse.EmbeddingBag": ("writer", self_writing.embedding),
+    "torch.nn.utils.parametrizations._SpectralNorm": ("writer", self_writing.spectral_norm),
+    f"{_AO}observer.ObserverBase": ("writer", self_writing.observer),
+    f"{_AO}fake_quantize.FakeQuantizeBase": ("writer", self_writing.fake_quantize),
+    "torch.ao.nn.intrinsic.qat.modules.conv_fused._ConvBnNd": (
+        "norm",
+        self_writing.quantised_batch_norm,
+    ),
+    "timm.layers.drop.DropPath": ("random", randomness.drop_path),
+    "torchvision.ops.stochastic_depth.StochasticDepth": ("random", randomness.drop_path),
+}
+# Every model of transformers has a copy of these under its own name.
+_BY_ENDING: dict[str, tuple[Kind, Describe]] = {
+    "RMSNorm": ("norm", norms.rms_norm),
+    "RmsNorm": ("norm", norms.rms_norm),
+    "T5LayerNorm": ("norm", norms.rms_norm),
+    "DropPath": ("random", randomness.drop_path),
+}
+
+
+def behaviour(module: nn.Module) -> Behaviour | None:
+    """What ``module`` itself does in each mode, without what is below it.
+
+    None where there is nothing to say: the mode makes no difference to it, it draws no random
+    numbers and writes nothing, and it is no norm.
+
+    Example:
+        >>> doing = behaviour(nn.BatchNorm1d(4)).now
+        >>> [str(write) for write in doing.writes][0]
+        'running_mean <- 0.9 running_mean + 0.1 batch mean'
+        >>> behaviour(nn.Linear(4, 2)) is None
+        True
+    """
+    known = _known(module)
+    if known is None:
+        return _unknown(module)
+    kind, describe = known
+    held = is_held(module)
+    in_eval = describe(module, False)
+    in_training = in_eval if held else describe(module, True)
+    if kind != "norm" and in_training == in_eval and not (in_eval.random or in_eval.writes or held):
+        return None
+    return Behaviour(kind, module.training, in_training, in_eval, held or BATCH in vars(module))
+
+
+def register(cls: type[nn.Module], describe: Describe, *, kind: Kind = "norm") -> None:
+    """Say what modules of ``cls`` do, for :func:`frostline.explain` and all that builds on it.
+
+    Args:
+        cls: the class; its subclasses count too.
+        describe: called as ``describe(module, training)``; gives a :class:`Doing`. Those of
+            :mod:`frostline.behaviours.norms` can be used as they are.
+        kind: ``"norm"``, ``"random"`` or ``"writer"``.
+
+    Raises:
+        ValueError: if this class is known already.
+
+    Example:
+        >>> from frostline.behaviours import norms
+        >>> class MyNorm(nn.Module):
+        ...     eps = 1e-5
+        >>> register(MyNorm, norms.layer_norm)
+        >>> behaviour(MyNorm()).now.statistics
+        'sample'
+    """
+    name = holders.full_name(cls)
+    if name in _KNOWN:
+        raise ValueError(f"{name} is known already; register a class once, when it is defined")
+    _KNOWN[name] = (kind, describe)
+
+
+def _known(module: nn.Module) -> tuple[Kind, Describe] | None:
+    for ancestor in type(module).__mro__:
+        found = _KNOWN.get(holders.full_name(ancestor))
+        if found is not None:
+            return found
+    for ending, found in _BY_ENDING.items():
+        if type(module).__name__.endswith(ending) and not class_reads_statistics(module):
+            return found
+    if class_reads_statistics(module) and not class_reads(type(module)):
+        return "norm", norms.running_statistics
+    return None
+
+
+def class_reads_statistics(module: nn.Module) -> bool:
+    """Whether it carries running statistics, whatever its class."""
+    return holders.tracks_statistics(module)
+
+
+def _unknown(module: nn.Module) -> Behaviour | None:
+    held = is_held(module)
+    hooked = self_writing.hooked_spectral_norm(module, True)
+    if hooked is not None:
+        calm = self_writing.hooked_spectral_norm(module, False)
+        assert calm is not None  # noqa: S101
+        return Behaviour("writer", module.training, calm if held else hooked, calm, held)
+    found = by_code(module)
+    if found is None:
+        return None
+    in_training, in_eval = found
+    return Behaviour(
+        "unknown", module.training, in_eval if held else in_training, in_eval, held, sure=False
+    )

@@ -1,0 +1,75 @@
+"""Modules that write to their own tensors and are no norms: in training mode, or in every mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+
+from frostline.behaviours.doing import Doing, Write
+from frostline.freezing.record import is_held
+
+_ITERATED = "[one step of the power iteration]"
+
+
+def embedding(module: nn.Module, training: bool) -> Doing:
+    """Embedding and EmbeddingBag: with max_norm they shorten what they look up, in every mode."""
+    own: Any = module
+    if own.max_norm is None:
+        return Doing("looks rows up")
+    if is_held(module):
+        return Doing(f"looks rows up, and shortens copies of them to length {own.max_norm:g}")
+    written = Write("weight", f"[rows that it looks up, shortened to length {own.max_norm:g}]")
+    return Doing("looks rows up, in every mode shortened first", writes=(written,))
+
+
+def spectral_norm(module: nn.Module, training: bool) -> Doing:
+    """The parametrisation (Miyato et al. 2018)."""
+    if not training:
+        return Doing("divides the weight by its largest singular value, by _u and _v")
+    return Doing(
+        "divides the weight by its largest singular value, estimated anew",
+        writes=(Write("_u", _ITERATED), Write("_v", _ITERATED)),
+    )
+
+
+def hooked_spectral_norm(module: nn.Module, training: bool) -> Doing | None:
+    """The old ``torch.nn.utils.spectral_norm``, a hook; None where there is none."""
+    names = [h.name for h in module._forward_pre_hooks.values() if isinstance(h, SpectralNorm)]
+    if not names:
+        return None
+    if not training:
+        return Doing("divides its weight by the largest singular value, by the vectors it has")
+    vectors = [f"{name}_{letter}" for name in names for letter in "uv"]
+    return Doing(
+        "divides its weight by the largest singular value, estimated anew",
+        writes=tuple(Write(vector, _ITERATED) for vector in vectors),
+    )
+
+
+def observer(module: nn.Module, training: bool) -> Doing:
+    """Observers of quantisation, which watch in every mode."""
+    if is_held(module):
+        return Doing("passes its input on")
+    kept = [name for name in ("min_val", "max_val", "histogram") if name in module._buffers]
+    writes = tuple(Write(name, "[what it saw, its input included]") for name in kept)
+    return Doing("passes its input on, and in every mode notes its range", writes=writes)
+
+
+def fake_quantize(module: nn.Module, training: bool) -> Doing:
+    """FakeQuantize: its scale follows its observer in every mode, unless that is switched off."""
+    own: Any = module
+    off = not bool(own.observer_enabled[0]) if own.observer_enabled.device.type != "meta" else False
+    words = "rounds its input to the quantised grid"
+    if is_held(module) or off:
+        return Doing(words)
+    writes = tuple(
+        Write(name, "[from the range that its observer saw]") for name in ("scale", "zero_point")
+    )
+    return Doing(f"{words}, which in every mode follows the observer", writes=writes)
+
+
+def quantised_batch_norm(module: nn.Module, training: bool) -> Doing:
+    """ConvBn of quantisation-aware training: the norm in it writes, the layer itself does not."""
+    return Doing("scales its weight by the running variance of its norm, then convolves")

@@ -1,0 +1,60 @@
+"""Classes that nobody registered: what their code asks and writes, read from the code itself."""
+
+from __future__ import annotations
+
+import dis
+import linecache
+import os
+
+from torch import Tensor, nn
+
+from frostline.behaviours.doing import Doing, Write
+from frostline.behaviours.own_code import running, written_by
+from frostline.freezing.reads_training import hooks_read
+
+
+def by_code(module: nn.Module) -> tuple[Doing, Doing] | None:
+    """What it may do in training and in eval mode; None if it neither asks for the mode nor writes.
+
+    What the code writes only in training and what it writes always is not told apart: a class that
+    asks for the mode is taken to write in training only.
+    """
+    cls = type(module)
+    question = _question(cls) or ("a forward hook" if hooks_read(module) else None)
+    writes = tuple(Write(name, "[by its own code]") for name in _written(module))
+    if question is None and not writes:
+        return None
+    calm = Doing("does what its code does in eval mode")
+    if question is None:
+        always = Doing("writes to itself in every mode", writes=writes)
+        return always, always
+    return Doing(f"asks for the mode at {question}", writes=writes), calm
+
+
+def _written(module: nn.Module) -> list[str]:
+    cls = type(module)
+    if cls.__module__.startswith("torch."):
+        return []  # those of torch that write are registered
+    own = {name for name, buffer in module._buffers.items() if buffer is not None}
+    own |= {name for name, value in vars(module).items() if isinstance(value, Tensor)}
+    return sorted(written_by(cls) & own)
+
+
+def _question(cls: type[nn.Module]) -> str | None:
+    """Where the code that a forward reaches reads the attribute ``training``, or None."""
+    for code in running(cls):
+        line = code.co_firstlineno
+        for instruction in dis.get_instructions(code):
+            line = instruction.starts_line or line
+            if instruction.argval != "training" or not instruction.opname.startswith("LOAD"):
+                continue
+            # Recomputing instead of keeping changes the memory that is used, not what comes out.
+            if "gradient_checkpointing" not in linecache.getline(code.co_filename, line):
+                return _shown(code.co_filename, line)
+    return None
+
+
+def _shown(file: str, line: int) -> str:
+    text = linecache.getline(file, line).strip()
+    place = f"{os.path.basename(file)}:{line}"
+    return f"{place}: {text}" if text else place
