@@ -6,13 +6,18 @@ counters that ran, and has been trained for two steps, the same on every build.
 
     model = ZOO["resnet18"].build()
     loss = ZOO["resnet18"].loss(model, ZOO["resnet18"].batch())
+
+Tests of every part run over `ZOO`. `BREADTH` has more architectures of the same kind, for the few
+tests that ask whether something is true of models at large.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests import zoo_models as models
+from tests import zoo_timm
+from tests import zoo_transformers as hf
+from tests.zoo_batches import images, labelled, pairs, speech, tokens
 
 Batch = Any
 CLASSES = models.CLASSES
@@ -61,15 +69,29 @@ def _live_statistics(module: nn.Module, draw: torch.Generator) -> None:
 def _live_affine(module: nn.Module, draw: torch.Generator) -> None:
     """Fill what initialisation left constant: scales, shifts, class tokens, position biases."""
     for name, parameter in module.named_parameters(recurse=False):
-        if parameter.numel() < 2 or parameter.min() != parameter.max():
+        if parameter.numel() < 2 or not (_is_constant(parameter) or _is_scale(module, name)):
             continue
         # Some scales start at 0 (the last norm of a residual block), so the value tells nothing.
-        if parameter.dim() == 1 and not name.endswith("bias"):
+        if _is_one_a_channel(parameter) and not name.endswith("bias"):
             signs = torch.empty_like(parameter).bernoulli_(0.7, generator=draw) * 2 - 1
-            signs[:2] = torch.tensor([1.0, -1.0])
+            signs.view(-1)[:2] = torch.tensor([1.0, -1.0])
             parameter.uniform_(0.5, 1.5, generator=draw).mul_(signs)
         else:
             parameter.normal_(0.0, 0.1, generator=draw)
+
+
+def _is_constant(parameter: Tensor) -> bool:
+    return bool(parameter.min() == parameter.max())
+
+
+def _is_one_a_channel(parameter: Tensor) -> bool:
+    # Four dimensions: the gain of a convolution that standardises its weight.
+    return parameter.dim() in (1, 4) and parameter.numel() == parameter.shape[0]
+
+
+def _is_scale(module: nn.Module, name: str) -> bool:
+    # RepVGG and EfficientNet of transformers draw the scales of their norms close to 0.
+    return name == "weight" and isinstance(getattr(module, "running_mean", None), Tensor)
 
 
 def train(
@@ -112,6 +134,16 @@ class Entry:
         return model
 
 
+@cache
+def _built_once(entry: Entry) -> nn.Module:
+    return entry.build()
+
+
+def fresh(entry: Entry) -> nn.Module:
+    """A copy of what `entry.build()` gives, which is built once a process."""
+    return deepcopy(_built_once(entry))
+
+
 def classify(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     inputs, labels = batch
     return F.cross_entropy(model(inputs), labels)
@@ -129,42 +161,6 @@ def ask_for_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     return loss
 
 
-def labelled(*shape: int) -> Callable[[], tuple[Tensor, Tensor]]:
-    """Inputs of `shape` (batch first) that are not standard normal, and class labels."""
-
-    def batch() -> tuple[Tensor, Tensor]:
-        draw = torch.Generator().manual_seed(11)
-        inputs = torch.randn(shape, generator=draw) * 1.5 + 0.4
-        return inputs, torch.randint(CLASSES, shape[:1], generator=draw)
-
-    return batch
-
-
-def images(name: str, size: int, count: int = 4) -> Callable[[], dict[str, Tensor]]:
-    """Keyword inputs of a transformers classifier that takes float inputs called `name`."""
-    shape = (count, size) if name == "input_values" else (count, 3, size, size)
-
-    def batch() -> dict[str, Tensor]:
-        inputs, labels = labelled(*shape)()
-        return {name: inputs, "labels": labels}
-
-    return batch
-
-
-def tokens(*, sequence_labels: bool) -> Callable[[], dict[str, Tensor]]:
-    """Token ids of 4 texts of 12 tokens; labels are the tokens themselves, or a class a text."""
-
-    def batch() -> dict[str, Tensor]:
-        draw = torch.Generator().manual_seed(12)
-        ids = torch.randint(3, models.VOCABULARY, (4, 12), generator=draw)
-        labels = torch.randint(CLASSES, (4,), generator=draw) if not sequence_labels else ids
-        mask = torch.ones_like(ids)
-        mask[0, 8:] = 0
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-    return batch
-
-
 ZOO: dict[str, Entry] = {
     "two_branches": Entry(
         models.TwoBranches, labelled(8, 1, 8, 8), classify_twice, "trunk", "second"
@@ -177,25 +173,43 @@ ZOO: dict[str, Entry] = {
     "transformer": Entry(models.Transformer, labelled(4, 6, 16), classify, "encoder", "head"),
     "lstm": Entry(models.lstm, labelled(4, 6, 8), classify, "rnn", "head"),
     "gru": Entry(models.gru, labelled(4, 6, 8), classify, "rnn", "head"),
-    "resnet18": Entry(models.resnet18, labelled(4, 3, 32, 32), classify, "layer[1-3]", "fc"),
+    "resnet18": Entry(zoo_timm.resnet18, labelled(4, 3, 32, 32), classify, "layer[1-3]", "fc"),
     "mobilenetv3": Entry(
-        models.mobilenetv3, labelled(4, 3, 32, 32), classify, "blocks", "classifier"
+        zoo_timm.mobilenetv3, labelled(4, 3, 32, 32), classify, "blocks", "classifier"
     ),
-    "levit": Entry(models.levit, labelled(4, 3, 64, 64), classify, "stages", "head"),
-    "vit_tiny": Entry(models.vit_tiny, labelled(4, 3, 32, 32), classify, "blocks", "head"),
-    "convnext": Entry(models.convnext, labelled(4, 3, 32, 32), classify, "stages", "head.fc"),
-    "hf_resnet": Entry(
-        models.hf_resnet, images("pixel_values", 32), ask_for_loss, "resnet", "classifier"
-    ),
-    "hf_vit": Entry(models.hf_vit, images("pixel_values", 32), ask_for_loss, "vit", "classifier"),
-    "bert": Entry(models.bert, tokens(sequence_labels=False), ask_for_loss, "bert", "classifier"),
+    "levit": Entry(zoo_timm.levit, labelled(4, 3, 64, 64), classify, "stages", "head"),
+    "vit_tiny": Entry(zoo_timm.vit_tiny, labelled(4, 3, 32, 32), classify, "blocks", "head"),
+    "convnext": Entry(zoo_timm.convnext, labelled(4, 3, 32, 32), classify, "stages", "head.fc"),
+    "hf_resnet": Entry(hf.resnet, images("pixel_values", 32), ask_for_loss, "resnet", "classifier"),
+    "hf_vit": Entry(hf.vit, images("pixel_values", 32), ask_for_loss, "vit", "classifier"),
+    "bert": Entry(hf.bert, tokens(sequence_labels=False), ask_for_loss, "bert", "classifier"),
     "gpt2": Entry(
-        models.gpt2, tokens(sequence_labels=True), ask_for_loss, "transformer.h", "transformer.ln_f"
+        hf.gpt2, tokens(sequence_labels=True), ask_for_loss, "transformer.h", "transformer.ln_f"
     ),
     "t5": Entry(
-        models.t5, tokens(sequence_labels=True), ask_for_loss, "encoder.block", "decoder.block"
+        hf.t5, tokens(sequence_labels=True), ask_for_loss, "encoder.block", "decoder.block"
     ),
     "wav2vec2": Entry(
-        models.wav2vec2, images("input_values", 1600), ask_for_loss, "wav2vec2", "classifier"
+        hf.wav2vec2, images("input_values", 1600), ask_for_loss, "wav2vec2", "classifier"
     ),
+}
+
+_IMAGES = labelled(4, 3, 32, 32)
+_PIXELS = images("pixel_values", 32)
+
+BREADTH: dict[str, Entry] = {
+    "densenet": Entry(zoo_timm.densenet, _IMAGES, classify, "features", "classifier"),
+    "efficientnet": Entry(zoo_timm.efficientnet, _IMAGES, classify, "blocks", "classifier"),
+    "swin": Entry(zoo_timm.swin, _IMAGES, classify, "layers", "head.fc"),
+    "regnet": Entry(zoo_timm.regnet, _IMAGES, classify, "s[1-4]", "head.fc"),
+    "nfnet": Entry(zoo_timm.nfnet, _IMAGES, classify, "stages", "head.fc"),
+    "repvgg": Entry(zoo_timm.repvgg, _IMAGES, classify, "stages", "head.fc"),
+    "hf_regnet": Entry(hf.regnet, _PIXELS, ask_for_loss, "regnet", "classifier"),
+    "hf_mobilenetv2": Entry(hf.mobilenetv2, _PIXELS, ask_for_loss, "mobilenet_v2", "classifier"),
+    "hf_efficientnet": Entry(hf.efficientnet, _PIXELS, ask_for_loss, "efficientnet", "classifier"),
+    "hf_levit": Entry(hf.levit, images("pixel_values", 64), ask_for_loss, "levit", "classifier"),
+    "hf_convnext": Entry(hf.convnext, _PIXELS, ask_for_loss, "convnext", "classifier"),
+    "hf_swin": Entry(hf.swin, _PIXELS, ask_for_loss, "swin", "classifier"),
+    "whisper": Entry(hf.whisper, speech, ask_for_loss, "model.encoder", "model.decoder"),
+    "clip": Entry(hf.clip, pairs, ask_for_loss, "vision_model", "text_model"),
 }
