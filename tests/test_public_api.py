@@ -18,6 +18,7 @@ ROOT_NAMES = [
     "attribute",
     "digest",
     "errors",
+    "explain",
     "freeze",
     "guard",
     "manifest",

@@ -12,7 +12,7 @@ from torch import nn
 
 import frostline as fl
 from frostline._state import restoring, same_bits
-from tests.everything import everything, forget_other_tests
+from tests.everything import everything, forget_other_tests, without_versions
 from tests.zoo import ZOO
 
 
@@ -124,7 +124,7 @@ DISTURBANCES: dict[str, Callable[[nn.Module], None]] = {
 def test_everything_is_restored(disturb: Callable[[nn.Module], None], raises: bool) -> None:
     forget_other_tests()
     model = mlp()
-    before = _without_versions(everything(model))
+    before = without_versions(everything(model))
     try:
         with restoring(model):
             disturb(model)
@@ -132,13 +132,7 @@ def test_everything_is_restored(disturb: Callable[[nn.Module], None], raises: bo
                 raise Boom
     except Boom:
         assert raises
-    assert _without_versions(everything(model)) == before
-
-
-def _without_versions(state: dict) -> dict:
-    """A version counts writes, and can only go up: it is compared where it must stay."""
-    state["tensors"] = [(t[0], t[1], *t[3:]) for t in state["tensors"]]
-    return state
+    assert without_versions(everything(model)) == before
 
 
 def test_each_disturbance_is_one() -> None:
@@ -219,13 +213,13 @@ def test_the_optimizer(make: Callable[..., torch.optim.Optimizer], fresh: bool) 
     optimizer = make(model.backbone.parameters())
     if not fresh:
         optimizer.step()
-    before = _without_versions(everything(model, optimizer))
+    before = without_versions(everything(model, optimizer))
     with restoring(model, optimizer=optimizer):
         _train(model)
         optimizer.step()
         optimizer.param_groups[0]["lr"] = 7
         optimizer.add_param_group({"params": [model.head.weight]})
-    assert _without_versions(everything(model, optimizer)) == before
+    assert without_versions(everything(model, optimizer)) == before
 
 
 def test_the_optimizer_goes_on_as_if_nothing_had_been() -> None:
@@ -271,10 +265,10 @@ def test_a_freeze_inside_is_gone_and_not_half_there() -> None:
 def test_the_zoo(name: str) -> None:
     entry = ZOO[name]
     model = entry.build(steps=0)
-    before = _without_versions(everything(model))
+    before = without_versions(everything(model))
     with restoring(model):
         entry.loss(model, entry.batch()).backward()
-    assert _without_versions(everything(model)) == before
+    assert without_versions(everything(model)) == before
 
 
 def _two_steps(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

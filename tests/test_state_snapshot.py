@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from frostline._state import Snapshot, same_bits, write_bits
-from tests.everything import everything
-from tests.test_state import _two_steps, _without_versions, mlp
+from tests.everything import everything, without_versions
+from tests.test_state import _two_steps, mlp
 from tests.zoo import ZOO
 
 
@@ -26,7 +26,7 @@ def test_a_snapshot_restores_as_often_as_one_likes() -> None:
         optimizer.param_groups[0]["lr"].fill_(3)
         ends.append(everything(model)["tensors"][0][3])
         snapshot.restore()
-        assert _without_versions(everything(model, optimizer)) == _without_versions(dict(before))
+        assert without_versions(everything(model, optimizer)) == without_versions(dict(before))
     assert draws[0] == draws[1] == draws[2]
     assert ends[0] == ends[1] == ends[2]
 
@@ -98,7 +98,7 @@ def test_an_optimizer_that_loaded_a_state_or_lost_a_group() -> None:
     optimizer = torch.optim.AdamW(groups, lr=0.1)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
     optimizer.step()
-    before = _without_versions(everything(model, optimizer))
+    before = without_versions(everything(model, optimizer))
     objects = optimizer.state, optimizer.param_groups, [*optimizer.param_groups]
     snapshot = Snapshot.take(model, [optimizer])
     optimizer.load_state_dict(optimizer.state_dict())
@@ -106,7 +106,7 @@ def test_an_optimizer_that_loaded_a_state_or_lost_a_group() -> None:
     optimizer.state.clear()
     optimizer.state["global"] = 3
     snapshot.restore()
-    assert _without_versions(everything(model, optimizer)) == before
+    assert without_versions(everything(model, optimizer)) == before
     assert optimizer.state is objects[0]
     assert scheduler.optimizer.param_groups is objects[1]
     assert all(a is b for a, b in zip(optimizer.param_groups, objects[2], strict=True))

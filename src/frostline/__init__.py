@@ -3,6 +3,7 @@
 from frostline import errors as errors
 from frostline import types as types
 from frostline.attribution import attribute as attribute
+from frostline.explaining import explain as explain
 from frostline.freezing import freeze as freeze
 from frostline.freezing import parts as parts
 from frostline.freezing import unfreeze as unfreeze

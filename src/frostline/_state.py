@@ -166,7 +166,8 @@ def _window(tensor: Tensor) -> tuple[Any, ...]:
     return (*place, tensor.dtype, tensor.shape, tensor.stride(), tensor.is_conj(), tensor.is_neg())
 
 
-def _has_bytes(tensor: Tensor) -> bool:
+def has_bytes(tensor: Tensor) -> bool:
+    """Whether there is memory behind it: neither meta nor lazy."""
     return not tensor.is_meta and not isinstance(tensor, UninitializedTensorMixin)
 
 
@@ -191,7 +192,7 @@ class _Tensors:
         found = list({id(tensor): tensor for tensor in tensors}.values())
         self.leaves = [_Leaf(t, t.grad, t.requires_grad) for t in found if t.is_leaf]
         grads = [leaf.grad for leaf in self.leaves if leaf.grad is not None]
-        kept = [t for t in (*found, *grads) if _has_bytes(t)] if values else []
+        kept = [t for t in (*found, *grads) if has_bytes(t)] if values else []
         self._values = [_value_of(tensor) for tensor in kept]
 
     def restore(self) -> None:

@@ -8,6 +8,8 @@ FrostlineError
 ├── SharedMemory (ValueError)            a state dict compared with its own live model
 ├── ManifestError (ValueError)           a manifest is malformed, of another version, or empty
 ├── UnsupportedTensor (TypeError)        content that cannot be read: meta, sparse, opaque subclass
+├── TargetError (ValueError)             what a command is to look at gives it no model
+├── BatchError (ValueError)              the model cannot be run on this batch
 └── ModelGone (ReferenceError)           a handle outlived its model
 
 FrostlineWarning (UserWarning)           something to know that stops nothing
@@ -67,6 +69,14 @@ class ManifestError(FrostlineError, ValueError):
 
 class UnsupportedTensor(FrostlineError, TypeError):
     """The content of this tensor cannot be read: meta, sparse, or an opaque subclass."""
+
+
+class TargetError(FrostlineError, ValueError):
+    """What a command is to look at, ``file.py:name``, gives it no model; the message says why."""
+
+
+class BatchError(FrostlineError, ValueError):
+    """The model cannot be run on this batch, or the batch cannot be split as asked."""
 
 
 class ModelGone(FrostlineError, ReferenceError):

@@ -1,5 +1,6 @@
 """The types of results."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from frostline._results import Change as Change
@@ -8,18 +9,20 @@ from frostline.freezing.part import FrozenPart as FrozenPart
 from frostline.manifests import Manifest as Manifest
 
 if TYPE_CHECKING:
+    from frostline.explaining.explanation import Explanation as Explanation
     from frostline.guarding.freeze_guard import FreezeGuard as FreezeGuard
     from frostline.guarding.report import GuardReport as GuardReport
 
 
+# What is loaded when somebody asks for it, not by `import frostline`.
+_LATER = {
+    "Explanation": "frostline.explaining.explanation",
+    "FreezeGuard": "frostline.guarding.freeze_guard",
+    "GuardReport": "frostline.guarding.report",
+}
+
+
 def __getattr__(name: str) -> Any:
-    # The guard's machinery is loaded by the first guard, not by `import frostline`.
-    if name == "FreezeGuard":
-        from frostline.guarding.freeze_guard import FreezeGuard
-
-        return FreezeGuard
-    if name == "GuardReport":
-        from frostline.guarding.report import GuardReport
-
-        return GuardReport
-    raise AttributeError(f"module 'frostline.types' has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module 'frostline.types' has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import linecache
 import os
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -24,11 +25,11 @@ def by_code(module: nn.Module) -> tuple[Doing, Doing] | None:
     writes = tuple(Write(name, "[by its own code]") for name in _written(module))
     if question is None and not writes:
         return None
-    calm = Doing("does what its code does in eval mode")
+    calm = Doing("does as its code says for eval mode")
     if question is None:
         always = Doing("writes to itself in every mode", writes=writes)
         return always, always
-    return Doing(f"asks for the mode at {question}", writes=writes), calm
+    return Doing("its code asks for the mode", question, writes=writes), calm
 
 
 def _written(module: nn.Module) -> list[str]:
@@ -40,8 +41,18 @@ def _written(module: nn.Module) -> list[str]:
     return sorted(written_by(cls) & own)
 
 
+# Weak: some libraries make a class for each instance.
+_answers: WeakKeyDictionary[type, str | None] = WeakKeyDictionary()
+
+
 def _question(cls: type[nn.Module]) -> str | None:
     """Where the code that a forward reaches reads the attribute ``training``, or None."""
+    if cls not in _answers:
+        _answers[cls] = _first_question(cls)
+    return _answers[cls]
+
+
+def _first_question(cls: type[nn.Module]) -> str | None:
     for code in running(cls):
         line = code.co_firstlineno
         for instruction in dis.get_instructions(code):

@@ -1,0 +1,63 @@
+"""What looks frozen and is written all the same by the next forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from frostline._names import join, named_modules
+from frostline.behaviours.doing import Write
+from frostline.behaviours.registry import behaviour
+from frostline.errors import SelectionError
+from frostline.selection import FLAGGED, select
+
+
+@dataclass(frozen=True)
+class Leak:
+    """One tensor that looks frozen and will be written.
+
+    Attributes:
+        name: full name of the tensor.
+        module: full name of the module that writes it.
+        write: what is written.
+    """
+
+    name: str
+    module: str
+    write: Write
+
+
+def looks_frozen(model: nn.Module) -> set[int]:
+    """Ids of the modules that :data:`frostline.FLAGGED` selects; none if no flag is off."""
+    try:
+        return {id(module) for _, module in select(model, FLAGGED).modules}
+    except SelectionError:
+        return set()
+
+
+def leaks(model: nn.Module, *, training: bool | None = None) -> list[Leak]:
+    """What the next forward writes in modules that look frozen and are not held.
+
+    Args:
+        model: the root.
+        training: the mode to ask about; None asks about the mode that each module is in.
+
+    Example:
+        >>> net = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))
+        >>> _ = net[0].requires_grad_(False)
+        >>> [leak.name for leak in leaks(net)]
+        ['0.running_mean', '0.running_var', '0.num_batches_tracked']
+        >>> leaks(net.eval()), len(leaks(net, training=True))
+        ([], 3)
+    """
+    frozen = looks_frozen(model)
+    found = []
+    for name, module in named_modules(model) if frozen else ():
+        doing = behaviour(module) if id(module) in frozen else None
+        if doing is None:
+            continue
+        asked = doing.training if training is None else training
+        mode = doing.in_training if asked else doing.in_eval
+        found += [Leak(join(name, write.tensor), name, write) for write in mode.writes]
+    return found
