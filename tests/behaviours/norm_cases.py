@@ -126,9 +126,7 @@ def tracking_cases(layer: type[nn.Module]) -> Iterator[Case]:
         HOLDS,
     )
     for sample, batch, affine, track, momentum, training, grad, hold in settings:
-        yield Case(
-            layer.__name__, (batch, *sample), affine, track, momentum, training, grad, hold
-        )
+        yield Case(layer.__name__, (batch, *sample), affine, track, momentum, training, grad, hold)
 
 
 def per_sample_cases(layer: str) -> Iterator[Case]:

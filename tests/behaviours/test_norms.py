@@ -174,3 +174,24 @@ def test_layers_without(layer: str) -> None:
         assert not set(STATISTICS) & set(norm.state_dict())
         # Not to be frozen is not the same as to be held: there is nothing that could be held.
         assert isinstance(said, Behaviour)
+
+
+@pytest.mark.slow
+def test_the_page_is_what_is_said() -> None:
+    """Slow, since it asks about every setting again; a change of words is seen by the one below."""
+    from tests.behaviours.norm_table import PAGE, page
+
+    assert PAGE.read_text() == page(), "python tests/behaviours/norm_table.py writes it"
+
+
+def test_the_page_has_every_formula() -> None:
+    from tests.behaviours.norm_table import PAGE, outcome
+
+    text = PAGE.read_text()
+    for layer in (nn.BatchNorm2d, nn.InstanceNorm1d):
+        for momentum in (None, 0.0, 0.1, 1.0):
+            norm = layer(2, momentum=momentum, track_running_stats=True)
+            for training in (True, False):
+                said = behaviour(norm.train(training))
+                assert said is not None
+                assert all(part in text for part in outcome(said.now))
