@@ -223,7 +223,10 @@ def _horizon(momentum: float | None, count: int) -> str:
 
 def _steps(kept: float) -> str:
     """The horizon 1 / (1 - kept) of an exponential average."""
-    return f"{1 / (1 - kept):.3g} steps" if kept < 1 else "all steps"
+    if kept == 1:
+        return "all steps"
+    steps = f"{1 / (1 - kept):.3g}"
+    return f"{steps} step" if steps == "1" else f"{steps} steps"
 
 
 def _figures(found: Sequence[Accumulated]) -> Iterator[str]:
