@@ -38,6 +38,7 @@ lint: $(DEV_STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python bench/_report.py --check
+	$(BIN)/python bench/two_domains.py --check
 
 format: $(DEV_STAMP)
 	$(BIN)/ruff check --fix .

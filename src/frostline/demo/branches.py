@@ -134,7 +134,7 @@ def branches_story(settings: Settings, tick: Tick) -> tuple[Scene, Scene, Witnes
     witness: Witness | None = None
     for number in range(settings.seeds):
         tick(f"seed {number}: trunk and main branch")
-        base, training, test = _trained_base(number, settings)
+        base, training, test = trained_base(number, settings)
         for scene, data in ((hard, training.inverted()), (mild, training)):
             for way in scene.ways:
                 tick(f"seed {number}: second branch on {scene.title}, ({way.letter}) {way.title}")
@@ -149,7 +149,7 @@ def branches_story(settings: Settings, tick: Tick) -> tuple[Scene, Scene, Witnes
     return hard, mild, witness
 
 
-def _trained_base(number: int, settings: Settings) -> tuple[TwoBranches, Digits, Digits]:
+def trained_base(number: int, settings: Settings) -> tuple[TwoBranches, Digits, Digits]:
     """Trunk and main branch trained on the digits; the training and the test images."""
     seed(number)
     digits = load_digits()
@@ -178,11 +178,11 @@ def _run(
     model: TwoBranches, way: Way, data: Digits, test: Digits, inverted: bool, settings: Settings
 ) -> Run:
     # Every way sees the same images in the same order, so that (c) and (d) can be compared in bits.
-    outputs, main, modes = [_answer(model, test)], [_accuracy(model, test)], []
+    outputs, main, modes = [_answer(model, test)], [accuracy_of(model, test)], []
     for mode in train_second_branch(model, way, data, settings.epochs, _shuffle()):
         modes.append(mode)
         outputs.append(_answer(model, test))
-        main.append(_accuracy(model, test))
+        main.append(accuracy_of(model, test))
     second = _parity(model, test.inverted() if inverted else test)
     return Run(Outputs(outputs), main, second, modes)
 
@@ -198,7 +198,8 @@ def _answer(model: TwoBranches, test: Digits) -> list[float]:
 
 
 @torch.no_grad()
-def _accuracy(model: TwoBranches, test: Digits) -> float:
+def accuracy_of(model: TwoBranches, test: Digits) -> float:
+    """Digits that the main branch reads rightly, in percent."""
     return _percent(model(test.images).argmax(1) == test.labels)
 
 
