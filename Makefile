@@ -17,7 +17,7 @@ INPUTS     := pyproject.toml constraints-dev.txt
 # file, since the examples of a page follow each other.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-all ablate lint format bench docs wheel editable dev clean
+.PHONY: demo test test-all ablate peers lint format bench docs wheel editable dev clean
 .DEFAULT_GOAL := test
 
 demo: $(DEMO_ENV)
@@ -31,6 +31,10 @@ test-all: $(DEV_STAMP)
 
 ablate: $(DEV_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/ablate.py
+
+# Who holds what: the hold tables over the ways in which people freeze, into docs and README.
+peers: $(DEV_STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.peers
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .
