@@ -86,7 +86,7 @@ OPTIMIZERS = [
     Row("F32", "A framework switches `requires_grad` on again", "caught", "`changes()`: `requires_grad`", Z + "test_impossible.py::test_requires_grad_switched_on_again_is_named_and_not_undone"),
     Row("F33", "Norms stay trainable by default", "held", "a part covers all tensors below what it names", Z + "test_part.py::test_tensors_and_modules"),
     Row("F34", "With everything frozen the error comes late and far away", "refused", "`FreezeError`, with `optimizer=`", Z + "test_bad_input.py::test_nothing_left_to_train"),
-    Row("F35", "An optimizer of a third party needs a gradient everywhere", "planned", "param_groups", None),
+    Row("F35", "An optimizer of a third party needs a gradient everywhere", "held", "`param_groups` leaves out what is frozen", T + "parameter_groups/test_grouping.py::test_every_trainable_parameter_stands_in_one_group"),
     Row("F36", "Rows are written back after each step", "planned", "freezing of rows", None),
 ]
 

@@ -22,6 +22,7 @@ ROOT_NAMES = [
     "freeze",
     "guard",
     "manifest",
+    "param_groups",
     "parts",
     "types",
     "unfreeze",

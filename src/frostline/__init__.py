@@ -10,4 +10,5 @@ from frostline.freezing import unfreeze as unfreeze
 from frostline.guarding import guard as guard
 from frostline.manifests import digest as digest
 from frostline.manifests import manifest as manifest
+from frostline.parameter_groups import param_groups as param_groups
 from frostline.selection import FLAGGED as FLAGGED
