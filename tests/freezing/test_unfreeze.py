@@ -35,6 +35,17 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> s
     return {name for name in before if before[name] != after[name]}
 
 
+def all_that_trains() -> set[str]:
+    """What training moves in a model that was never frozen.
+
+    Nearly all: the gradient of a bias before a norm is 0 but for rounding, by machine.
+    """
+    model = mlp()
+    moved = train(model)
+    assert set(contents(model)) - moved <= {"backbone.0.bias", "backbone.3.bias"}
+    return moved
+
+
 # --- whoever froze it ----------------------------------------------------------------------------
 
 
@@ -73,7 +84,7 @@ def test_whoever_froze_it(freeze: object) -> None:
     assert [id(p) for p in thawed] == [id(p) for p in model.backbone.parameters()]
     assert all(flags(model).values())
     assert fl.parts(model) == []
-    assert train(model) == set(contents(model))
+    assert train(model) == all_that_trains()
 
 
 @pytest.mark.parametrize("freeze", WAYS.values(), ids=WAYS)
@@ -151,7 +162,7 @@ def test_unfreeze_of_all_in_pieces_holds_nothing_any_more() -> None:
     fl.unfreeze(model, "head")
     assert all(flags(model).values())
     assert not any(part.tensors for part in fl.parts(model))
-    assert train(model) == set(contents(model))
+    assert train(model) == all_that_trains()
 
 
 def test_freeze_again_what_was_thawed() -> None:
