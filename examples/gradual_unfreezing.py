@@ -23,7 +23,7 @@ def main() -> None:
     model.train()(x)  # stands for pretraining: the norms have seen data
 
     backbone = fl.freeze(model, ["0", "1", "2"])
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    optimizer = torch.optim.AdamW(fl.param_groups(model, 1e-2, weight_decay=0.01))
     for epoch in range(6):
         if epoch in (2, 4):
             name = "2" if epoch == 2 else "1"

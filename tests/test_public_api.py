@@ -24,6 +24,7 @@ ROOT_NAMES = [
     "manifest",
     "param_groups",
     "parts",
+    "summary",
     "types",
     "unfreeze",
 ]

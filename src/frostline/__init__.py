@@ -12,3 +12,4 @@ from frostline.manifests import digest as digest
 from frostline.manifests import manifest as manifest
 from frostline.parameter_groups import param_groups as param_groups
 from frostline.selection import FLAGGED as FLAGGED
+from frostline.summaries import summary as summary

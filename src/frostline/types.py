@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from frostline.explaining.explanation import Explanation as Explanation
     from frostline.guarding.freeze_guard import FreezeGuard as FreezeGuard
     from frostline.guarding.report import GuardReport as GuardReport
+    from frostline.summaries.result import Summary as Summary
 
 
 # What is loaded when somebody asks for it, not by `import frostline`.
@@ -19,6 +20,7 @@ _LATER = {
     "Explanation": "frostline.explaining.explanation",
     "FreezeGuard": "frostline.guarding.freeze_guard",
     "GuardReport": "frostline.guarding.report",
+    "Summary": "frostline.summaries.result",
 }
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 
 import click
 
 from frostline.cli.progress import progress
+from frostline.cli.saying import say
 
 
 @click.command()
@@ -61,11 +60,11 @@ def demo(
     path = prepare(out, NAME)
     with progress(steps(settings)) as (tick, hide):
 
-        def say(chapter: str) -> None:
+        def tell(chapter: str) -> None:
             hide()
-            _say(chapter)
+            say(f"{chapter}\n")
 
-        story = tell_story(settings, say=_silent if as_json else say, tick=tick)
+        story = tell_story(settings, say=_silent if as_json else tell, tick=tick)
     write(path, page(story))
     for failure in story.failures:
         click.echo(f"Not as expected: {failure}", err=True)
@@ -75,16 +74,9 @@ def demo(
         from frostline.demo.telling import your_turn
 
         click.echo(f"The same with plots: {path}\n")
-        _say(your_turn())
+        say(f"{your_turn()}\n")
     context.exit(0 if story.ok else 1)
 
 
 def _silent(chapter: str) -> None:
     pass
-
-
-def _say(chapter: str) -> None:
-    title, _, text = chapter.partition("\n")
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    click.echo(click.style(title, bold=True) if colour else title)
-    click.echo(f"{text}\n")

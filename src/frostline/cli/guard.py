@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import click
 
+from frostline.cli.prints import prints_to_stderr
+from frostline.cli.saying import say
 from frostline.errors import FrostlineError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def guard(
     rank = int(os.environ.get("RANK") or 0)
     page = _page_path(html, rank) if html is not None else None
     pid = os.getpid()
-    with scripts.borrowed(arguments), _stdout_kept_free(as_json):
+    with scripts.borrowed(arguments), prints_to_stderr(as_json):
         load = scripts.load_module if as_module else scripts.load_file
         loaded = load(script)
         with Discovery(frozen, pinpoint=pinpoint, steps=steps) as discovery:
@@ -149,34 +149,7 @@ def _tell(report: ScriptReport, rank: int, as_json: bool) -> None:
 
         click.echo(to_json(report.to_dict()), nl=False)
     else:
-        _print(str(report), sys.stderr if report.raised else sys.stdout)
-
-
-def _print(text: str, stream: TextIO) -> None:
-    title, _, rest = text.partition("\n")
-    colour = stream.isatty() and not os.environ.get("NO_COLOR")
-    # Python's own way of writing what a terminal cannot show.
-    known = rest.encode(stream.encoding or "utf-8", "replace").decode(stream.encoding or "utf-8")
-    click.echo(click.style(title, bold=True) if colour else title, file=stream)
-    click.echo(known, file=stream)
-
-
-@contextmanager
-def _stdout_kept_free(wanted: bool) -> Iterator[None]:
-    """While the script runs, what it and its children print on stdout goes to stderr."""
-    if not wanted:
-        yield
-        return
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
+        say(str(report), sys.stderr if report.raised else sys.stdout)
 
 
 def _page_path(html: Path, rank: int) -> Path:

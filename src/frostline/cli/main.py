@@ -14,7 +14,9 @@ from typing import NoReturn
 import click
 
 from frostline.cli.demo import demo
+from frostline.cli.explain import explain
 from frostline.cli.guard import guard
+from frostline.cli.summary import summary
 from frostline.errors import FrostlineError
 
 FINDINGS, WRONG_USE, OUR_BUG, INTERRUPTED = 1, 2, 3, 130
@@ -29,8 +31,8 @@ def cli() -> None:
     """
 
 
-cli.add_command(demo)
-cli.add_command(guard)
+for command in (demo, guard, summary, explain):
+    cli.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -1,0 +1,7 @@
+"""Found by a relative import."""
+
+from torch import nn
+
+
+def build_layer():
+    return nn.Linear(2, 1)
