@@ -18,7 +18,7 @@ from frostline._state import same_bits
 from frostline.errors import BatchError, SelectionError
 from frostline.selection import select
 from tests.breadth_twins import changed_by_flag_only, flag_only_twin
-from tests.everything import everything, without_versions
+from tests.everything import everything
 from tests.zoo import BREADTH, ZOO, live
 
 SCHEMA = json.loads(
@@ -111,6 +111,16 @@ def test_held_modules_are_said_to_be_held() -> None:
     row = next(row for row in fl.explain(model).rows if "trunk.0.1" in row.names)
     assert (row.behaviour.held, row.behaviour.now.statistics) == (True, "batch")
     assert row.behaviour.now.writes == ()
+
+
+def test_statistics_that_are_meant_to_move_are_no_leak() -> None:
+    model = flagged("two_branches")
+    fl.freeze(model, fl.FLAGGED, stats="update")
+    explanation = fl.explain(model)
+    row = next(row for row in explanation.rows if "trunk.0.1" in row.names)
+    assert (row.follows, row.leaks, explanation.leaky) == (True, False, [])
+    assert fl.summary(model).leaky == []
+    assert "move on purpose" in str(explanation)
 
 
 def test_layer_norm_stands_beside_batch_norm() -> None:
@@ -216,9 +226,26 @@ def test_a_write_that_nobody_said_is_a_surprise() -> None:
 @pytest.mark.parametrize("name", ["resnet18", "wav2vec2", "gpt2", "levit"])
 def test_nothing_is_touched(name: str) -> None:
     model = flagged(name)
-    before = without_versions(everything(model))
+    before = everything(model)
     fl.explain(model, batch=ZOO[name].batch(), microbatches=2)
-    assert without_versions(everything(model)) == before
+    assert everything(model) == before
+
+
+def test_lists_and_batches_are_put_back() -> None:
+    class Notes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sizes: list[int] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.sizes.append(len(x))
+            return x.mul_(2)
+
+    model, batch = nn.Sequential(Notes(), nn.BatchNorm1d(3)), torch.randn(4, 3)
+    old = batch.clone()
+    fl.explain(model, batch=batch, microbatches=2)
+    assert model[0].sizes == []
+    assert torch.equal(batch, old)
 
 
 def test_nothing_is_touched_when_the_model_raises() -> None:
@@ -227,10 +254,10 @@ def test_nothing_is_touched_when_the_model_raises() -> None:
             raise KeyError("labels")
 
     model = nn.Sequential(live(nn.BatchNorm1d(3)), Fails())
-    before = without_versions(everything(model))
+    before = everything(model)
     with pytest.raises(BatchError, match=r"model\(batch\) raised KeyError"):
         fl.explain(model, batch=torch.randn(4, 3))
-    assert without_versions(everything(model)) == before
+    assert everything(model) == before
 
 
 # --- the zoo ---------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from frostline._names import join, named_modules
 from frostline.behaviours.doing import Write
 from frostline.behaviours.registry import behaviour
 from frostline.errors import SelectionError
+from frostline.freezing.record import get
 from frostline.selection import FLAGGED, select
 
 
@@ -36,8 +37,14 @@ def looks_frozen(model: nn.Module) -> set[int]:
         return set()
 
 
+def follows_on_purpose(module: nn.Module) -> bool:
+    """Whether it was frozen with ``stats="update"``: its statistics are meant to move."""
+    record = get(module)
+    return record is not None and any(hold.stats == "update" for hold in record.holds)
+
+
 def leaks(model: nn.Module, *, training: bool | None = None) -> list[Leak]:
-    """What the next forward writes in modules that look frozen and are not held.
+    """What the next forward writes in modules that look frozen, unless it is meant to.
 
     Args:
         model: the root.
@@ -55,7 +62,7 @@ def leaks(model: nn.Module, *, training: bool | None = None) -> list[Leak]:
     found = []
     for name, module in named_modules(model) if frozen else ():
         doing = behaviour(module) if id(module) in frozen else None
-        if doing is None:
+        if doing is None or follows_on_purpose(module):
             continue
         asked = doing.training if training is None else training
         mode = doing.in_training if asked else doing.in_eval

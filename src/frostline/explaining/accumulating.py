@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from frostline._batches import pieces, samples
 from frostline._calling import call, failing_call
-from frostline._splitting import pieces, samples
-from frostline._state import restoring
 from frostline.behaviours import behaviour
+from frostline.behaviours.untouched import untouched
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _run(
     model: nn.Module, norms: list[tuple[str, nn.Module]], batches: list[Any]
 ) -> dict[str, _Seen]:
     seen = {name: _Seen() for name, _ in norms}
-    with restoring(model), torch.no_grad():
+    with untouched(model, batches, values=True), torch.no_grad():
         for name, module in norms:
             seen[name].before = _mean_of(module)
             module.register_forward_pre_hook(_note(seen[name].calls))

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from frostline.behaviours import Behaviour, behaviour
+from frostline.behaviours.leaking import follows_on_purpose
 from frostline.behaviours.randomness import probability
 
 
@@ -24,6 +25,7 @@ class Row:
         parameters: names of the parameters of its own.
         trainable: whether those require gradients: all, none, or some (None).
         looks_frozen: whether ``requires_grad`` says that they belong to a frozen part.
+        follows: whether their statistics move on purpose, by ``stats="update"``.
         line: the line that would hold them, or empty.
     """
 
@@ -34,12 +36,13 @@ class Row:
     parameters: tuple[str, ...]
     trainable: bool | None
     looks_frozen: bool
+    follows: bool
     line: str
 
     @property
     def leaks(self) -> bool:
         """Whether they look frozen and will be written in the mode that they are in."""
-        return self.looks_frozen and bool(self.behaviour.now.writes)
+        return self.looks_frozen and not self.follows and bool(self.behaviour.now.writes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, for JSON."""
@@ -53,6 +56,7 @@ class Row:
             "held": b.held,
             "sure": b.sure,
             "looks_frozen": self.looks_frozen,
+            "follows": self.follows,
             "leaks": self.leaks,
             "parameters": list(self.parameters),
             "trainable": self.trainable,
@@ -83,7 +87,8 @@ def rows(modules: Iterable[tuple[str, nn.Module]], frozen: set[int]) -> list[Row
         doing = behaviour(module)
         if doing is not None:
             own = tuple(module._parameters)
-            key = (type(module), doing, own, _trainable(module), id(module) in frozen)
+            flags = (_trainable(module), id(module) in frozen, follows_on_purpose(module))
+            key = (type(module), doing, own, flags)
             alike.setdefault(key, (doing, []))[1].append((name, module))
     found = [_row(doing, members, frozen) for doing, members in alike.values()]
     return sorted(found, key=_rank)
@@ -108,6 +113,7 @@ def _row(doing: Behaviour, members: list[tuple[str, nn.Module]], frozen: set[int
         parameters=tuple(n for n, p in first._parameters.items() if p is not None),
         trainable=_trainable(first),
         looks_frozen=looks_frozen,
+        follows=follows_on_purpose(first),
         line=_line(doing, names, looks_frozen),
     )
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from frostline._calling import call, failing_call
 from frostline._names import named_modules, named_tensors
-from frostline._state import has_bytes, pieces, restoring, same_bits
+from frostline._state import has_bytes, pieces, same_bits
+from frostline.behaviours.untouched import untouched
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def observe(model: nn.Module, batch: Any) -> dict[str, Observed]:
     entries = named_tensors(model)
     calls: Counter[str] = Counter()
     wrote: dict[str, list[str]] = {}
-    with restoring(model), torch.no_grad():
+    with untouched(model, batch, values=True), torch.no_grad():
         before = [(e, _copied(e.tensor)) for e in entries if has_bytes(e.tensor)]
         for name, module in named_modules(model):
             module.register_forward_pre_hook(_counter(calls, name))

@@ -159,6 +159,8 @@ def _held(row: Row) -> str:
         if doing.now.statistics == "batch":
             return 'yes (stats="batch"): it leaves its statistics alone'
         return "yes: train() is ignored, and so it stays as it is"
+    if row.follows:
+        return 'its parameters; its statistics move on purpose (stats="update")'
     if row.looks_frozen:
         return f"no  ->  {row.line}"
     return f"no, and it does not look frozen; to hold it: {row.line}"

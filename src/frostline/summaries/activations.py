@@ -16,11 +16,12 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from frostline._batches import tensors_in
 from frostline._calling import call, failing_call, how_called
+from frostline.behaviours.untouched import untouched
 from frostline.freezing.planning import unwrapped
 from frostline.freezing.printing import human
-from frostline.summaries.births import Births, tensors_in
-from frostline.summaries.untouched import untouched
+from frostline.summaries.births import Births
 
 How = Literal["predicted", "measured"]
 

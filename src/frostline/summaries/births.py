@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from frostline._batches import tensors_in
 from frostline._state import pieces
 
 # Their outputs hold a workspace for backward whose size only the library knows.
@@ -75,15 +75,3 @@ class Births(TorchDispatchMode):
 def _alive(reference: StorageWeakRef) -> int:
     storage: Any = torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
     return storage.nbytes() if storage is not None else 0
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor in nested mappings, sequences and sets."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from tensors_in(inner)
-    elif isinstance(value, tuple | list | set):
-        for inner in value:
-            yield from tensors_in(inner)

@@ -101,15 +101,8 @@ def _written(model: nn.Module, everything: Places) -> Iterator[Leak]:
         tensors.setdefault(leak.module, []).append(leak.write.tensor)
     for place, own in tensors.items():
         module = modules[place]
-        if not _updates_on_purpose(module):
-            full = tuple(names.get((id(module), tensor), f"{place}.{tensor}") for tensor in own)
-            yield Leak(module, full, tuple(own), _TRAINS if module.training else _WOULD)
-
-
-def _updates_on_purpose(module: nn.Module) -> bool:
-    """Whether the user froze it with ``stats="update"``."""
-    record = get(module)
-    return record is not None and any(hold.stats == "update" for hold in record.holds)
+        full = tuple(names.get((id(module), tensor), f"{place}.{tensor}") for tensor in own)
+        yield Leak(module, full, tuple(own), _TRAINS if module.training else _WOULD)
 
 
 def stale(everything: Places, optimizer: Optimizer | None) -> Iterator[NamedTensor]:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
+from frostline._batches import tensors_in
 from frostline._names import named_tensors
 from frostline._state import restoring, write_bits
 from frostline.freezing.record import WATCH
-from frostline.summaries.births import tensors_in
 
 
 @contextmanager

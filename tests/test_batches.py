@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frostline._splitting import pieces, samples
+from frostline._batches import pieces, samples
 from frostline.errors import BatchError
 
 Pair = namedtuple("Pair", ["images", "labels"])

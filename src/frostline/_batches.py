@@ -1,4 +1,4 @@
-"""One batch in pieces along its first dimension."""
+"""Batches: the tensors in one, its samples, and one in pieces along its first dimension."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def samples(batch: Any) -> int:
         >>> samples({"images": torch.zeros(6, 3), "labels": torch.zeros(6)})
         6
     """
-    sizes = {tensor.shape[0] if tensor.dim() else None for tensor in _tensors(batch)}
+    sizes = {tensor.shape[0] if tensor.dim() else None for tensor in tensors_in(batch)}
     if len(sizes) != 1 or None in sizes:
-        shown = ", ".join(str(list(tensor.shape)) for tensor in _tensors(batch)) or "no tensor"
+        shown = ", ".join(str(list(tensor.shape)) for tensor in tensors_in(batch)) or "no tensor"
         raise BatchError(
             f"expected tensors that share their first dimension, the samples; got {shown}"
         )
@@ -66,12 +66,19 @@ def _cut(batch: Any, start: int, end: int) -> Any:
     return batch
 
 
-def _tensors(batch: Any) -> Iterator[Tensor]:
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from _tensors(value)
-    elif isinstance(batch, list | tuple):
-        for value in batch:
-            yield from _tensors(value)
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested mappings, sequences and sets.
+
+    Example:
+        >>> import torch
+        >>> [t.item() for t in tensors_in({"a": torch.tensor(1), "b": [torch.tensor(2), "text"]})]
+        [1, 2]
+    """
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from tensors_in(inner)
+    elif isinstance(value, tuple | list | set):
+        for inner in value:
+            yield from tensors_in(inner)
