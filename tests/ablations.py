@@ -1,6 +1,6 @@
 """Each mechanism of the hold, how to turn off this one alone, and the tests that must fail then.
 
-`ABLATIONS` are those of the hold and of the guard.
+`ABLATIONS` are those of the hold, of the guard, and of what is told before a run.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from frostline.freezing import (
     watching,
 )
 from frostline.freezing.machinery import Held
+from tests.explaining.ablations import SEEING
 from tests.guarding.ablations import GUARD
 from tests.switches import Ablation, Switch, remove, replace, skip
 
@@ -301,4 +302,4 @@ HOLD: list[Ablation] = [
     _ablation("the seal sees modes", skip(comparing, "_modes", ()), "test_mode"),
 ]
 
-ABLATIONS: list[Ablation] = [*HOLD, *GUARD]
+ABLATIONS: list[Ablation] = [*HOLD, *GUARD, *SEEING]

@@ -125,7 +125,7 @@ ADAPTERS = [
     Row("F62", "A round trip through half precision changes values", "told", "`changes()`: `cast`, told from drift", Z + "test_sealing.py::test_module_casts_there_and_back"),
     Row("F63", "The moving average of a constant moves", "caught", CHANGES + ", in the copy's own part", T + "test_mutations.py::test_an_average_of_a_constant[multiply and add]"),
     Row("F64", "Packed low-bit weights are averaged as if they were numbers", "caught", CHANGES + ", for torchao's int8; bitsandbytes not run", T + "trainers/test_torchao.py::test_one_bit_of_an_int8_weight_is_named"),
-    Row("F65", "A copy trains beside the base, and one looks at the wrong one", "planned", "summary", None),
+    Row("F65", "A copy trains beside the base, and one looks at the wrong one", "told", "`summary` lists both, with what trains", T + "trainers/test_peft_like.py::test_summary_tells_the_copy_that_trains_from_the_original"),
 ]
 
 AUTOGRAD = [
@@ -133,7 +133,7 @@ AUTOGRAD = [
     Row("F67", "Reentrant checkpointing of frozen inputs loses all gradients", "planned", "audit", None),
     Row("F68", "Recurrent layers on cuDNN cannot go backward in eval mode", "held", "the kernel is told to train, dropout 0; seen on the CPU only", Z + "test_holders.py::test_kernel_is_told_to_train_only_where_the_input_needs_a_gradient"),
     Row("F69", "Eval mode switches activation checkpointing off", "held", "layers of transformers; others are warned of", Z + "test_checkpointing.py::test_held_layers_save_as_few_bytes_as_free_ones"),
-    Row("F70", "A freeze saves neither memory nor time", "planned", "summary, speed", None),
+    Row("F70", "A freeze saves neither memory nor time", "told", "`summary` says what a step will take; time: speed, planned", T + "summaries/test_step.py::test_frozen_layers_save_nothing_below_the_first_trainable_one"),
 ]
 
 DISTRIBUTED = [

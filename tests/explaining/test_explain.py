@@ -111,6 +111,8 @@ def test_held_modules_are_said_to_be_held() -> None:
     row = next(row for row in fl.explain(model).rows if "trunk.0.1" in row.names)
     assert (row.behaviour.held, row.behaviour.now.statistics) == (True, "batch")
     assert row.behaviour.now.writes == ()
+    row = next(row for row in fl.explain(model.eval()).rows if "trunk.0.1" in row.names)
+    assert row.behaviour.in_training.writes == ()  # asked about the mode that it is not in
 
 
 def test_statistics_that_are_meant_to_move_are_no_leak() -> None:

@@ -134,6 +134,17 @@ def test_peft_itself() -> None:
     assert set(part.tensors) & plain
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_summary_tells_the_copy_that_trains_from_the_original() -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["convolution"], modules_to_save=["classifier"])
+    adapted = peft.get_peft_model(ZOO["hf_resnet"].build(), config)
+    states = {row.name: row.state for row in fl.summary(adapted).rows if "classifier" in row.name}
+    assert states["classifier.original_module"] == "frozen"
+    assert states["classifier.modules_to_save.default"] == "trainable"
+    assert states["classifier"] == "mixed"
+
+
 # --- prompt tuning -------------------------------------------------------------------------------
 
 
