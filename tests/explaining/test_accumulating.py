@@ -90,6 +90,17 @@ def test_real_models_of_one_and_of_many_layers() -> None:
     assert "running variance, of the big batch" in str(explanation)
 
 
+def test_of_many_norms_those_are_shown_that_change_most() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(*(nn.BatchNorm2d(CHANNELS) for _ in range(30))).double()
+    explanation = fl.explain(net, microbatches=4, batch=alike(0.5, 16))
+    text = str(explanation)
+    assert "and 10 that are nearer to 1" in text
+    far = sorted(explanation.accumulated, key=lambda e: -abs(1 - (e.measured or 1)))[:20]
+    shown = [line.split()[0] for line in text.partition("the run\n")[2].splitlines()[:20]]
+    assert sorted(shown) == sorted(entry.name for entry in far)
+
+
 def test_held_norms_have_no_row_and_no_norms_a_sentence() -> None:
     entry = ZOO["two_branches"]
     model = entry.build()

@@ -15,6 +15,7 @@ from frostline.explaining.grouping import Row
 
 _LABEL = 24
 _LISTED = 3  # names in full; more are collapsed
+_ROWS = 20  # norms with figures, those that accumulation changes most
 
 
 def text(explanation: Explanation) -> str:
@@ -27,7 +28,7 @@ def text(explanation: Explanation) -> str:
 
 def as_html(explanation: Explanation) -> str:
     """A heading, and a block for each row that opens and closes; what writes is open."""
-    parts = [f"<p>{html.escape(_head(explanation))}</p>"]
+    parts = [f"<pre>{html.escape(_head(explanation))}</pre>"]
     for row in explanation.rows:
         title, _, body = block(explanation, row).partition("\n")
         opened = " open" if row.leaks else ""
@@ -233,15 +234,10 @@ def _steps(kept: float) -> str:
 
 def _figures(found: Sequence[Accumulated]) -> Iterator[str]:
     yield f"  {'running variance, of the big batch':<44}{'rho':>8}{'formula':>10}{'the run':>10}"
-    for entry in found:
-        if entry.measured is None:
-            yield f"  {elide(entry.name, 42):<44}{'it did not run once':>28}"
-            continue
-        alike = "-" if entry.rho is None else f"{entry.rho:.3f}"
-        yield (
-            f"  {elide(entry.name, 42):<44}{alike:>8}{entry.predicted:>10.3f}"
-            f"{entry.measured:>10.3f}"
-        )
+    far = sorted(found, key=lambda entry: -abs(1 - (entry.measured or 1)))[:_ROWS]
+    yield from (_figure(entry) for entry in found if entry in far)
+    if len(found) > _ROWS:
+        yield f"  and {len(found) - _ROWS:,} that are nearer to 1: see .accumulated"
     errors = [entry.error for entry in found if entry.error is not None]
     if errors:
         yield _filled(
@@ -250,6 +246,14 @@ def _figures(found: Sequence[Accumulated]) -> Iterator[str]:
             f"averages above to within {max(errors):.1g} standard deviations.",
             2, 4,
         )  # fmt: skip
+
+
+def _figure(entry: Accumulated) -> str:
+    name = f"  {elide(entry.name, 42):<44}"
+    if entry.measured is None:
+        return f"{name}{'it did not run once':>28}"
+    alike = "-" if entry.rho is None else f"{entry.rho:.3f}"
+    return f"{name}{alike:>8}{entry.predicted:>10.3f}{entry.measured:>10.3f}"
 
 
 def _labelled(label: str, words: str) -> str:
