@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from frostline._batches import tensors_in
 from frostline._calling import call
 from frostline._names import canonical, named_modules, named_tensors, overlapping
 from frostline._results import Result, elide, plural
@@ -308,7 +309,7 @@ class _Runner:
     def _answer(self, state: str) -> _Answer:
         with self._asked():
             output = call(self.model, self.batch)
-            found = [t for t in _tensors(output) if t.is_floating_point() or t.is_complex()]
+            found = [t for t in tensors_in(output) if t.is_floating_point() or t.is_complex()]
             if not found:
                 raise FrostlineError(
                     f"the output of {type(self.model).__name__} holds no tensor of floating-point "
@@ -389,17 +390,6 @@ def _grouped(names: Iterable[str], key: Callable[[str], tuple[str, Kind | None]]
     for name in names:
         groups.setdefault(key(name), []).append(name)
     return [_Group(layer or "(root)", kind, tuple(v)) for (layer, kind), v in groups.items()]
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from _tensors(value)
-    elif isinstance(output, tuple | list):
-        for value in output:
-            yield from _tensors(value)
 
 
 def _real(tensor: Tensor) -> Tensor:

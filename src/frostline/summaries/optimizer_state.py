@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, SGD, AdamW, Optimizer
 
+from frostline._batches import tensors_in
 from frostline._results import plural
 from frostline.freezing.printing import human
 from frostline.summaries.footprint import nbytes
-from frostline.summaries.stepping import state_of_one, tensors_of
+from frostline.summaries.stepping import state_of_one
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def state_of(optimizer: Optimizer, model: nn.Module, moving: list[Tensor]) -> St
     held = [p for p in _with_shape(given) if id(p) in mine]
     notes = tuple(_notes(type(optimizer).__name__, given, mine, moving))
     there = [p for p in held if optimizer.state.get(p)]
-    measured = nbytes(t for p in there for t in tensors_of(optimizer.state[p]))
+    measured = nbytes(t for p in there for t in tensors_in(optimizer.state[p]))
     if isinstance(optimizer, LBFGS):
         return _lbfgs(optimizer, held, measured if there else None, notes)
     done, waiting = {id(p) for p in there}, {id(p) for p in moving}

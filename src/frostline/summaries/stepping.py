@@ -10,13 +10,14 @@ import copy
 import inspect
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from frostline._batches import tensors_in
 from frostline.summaries.footprint import nbytes
 
 StandIn = Callable[[Tensor], nn.Parameter]
@@ -41,22 +42,10 @@ def state_of_one(
                 twin = _twin(optimizer, group, parameter, known)
                 # Below the hooks of optimizers: guards and schedulers would count this as a step.
                 inspect.unwrap(type(twin).step)(twin)
-            return nbytes(tensors_of(twin.state[parameter]))
+            return nbytes(tensors_in(twin.state[parameter]))
         except Exception:  # whatever an optimizer of somebody else dislikes about the stand-in
             continue
     return None
-
-
-def tensors_of(state: Any) -> Iterator[Tensor]:
-    """Every tensor in an optimizer's state, its containers included."""
-    if isinstance(state, Tensor):
-        yield state
-    elif isinstance(state, Mapping):
-        for value in state.values():
-            yield from tensors_of(value)
-    elif isinstance(state, list | tuple):
-        for value in state:
-            yield from tensors_of(value)
 
 
 def _without_memory(like: Tensor) -> nn.Parameter:
