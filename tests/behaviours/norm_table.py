@@ -41,6 +41,9 @@ the output (1e-12, float64), the set of tensors that changed (bits), their new v
 whether torch raises. What is missing in a table makes no difference: `affine` and `requires_grad`
 decide nothing of this, which is the point of this library.
 
+*But for rounding*: InstanceNorm averages over a copy of its statistics for each sample. With
+momentum 0 or None that is what they were, exactly with 1, 2 or 4 samples; with 3 some bits move.
+
 `mean` and `var` normalise with N in the denominator, `running_var` takes N - 1. A write is one
 forward; `k = num_batches_tracked + 1`.
 

@@ -105,7 +105,7 @@ def test_modules_that_write_to_themselves() -> None:
     def observed(model: nn.Module) -> None:
         model.backbone.append(torch.ao.quantization.MinMaxObserver())
 
-    assert "write to themselves" in found_before(observed)
+    assert "to itself in every mode" in found_before(observed)
 
 
 def stale(model: nn.Module) -> None:

@@ -152,6 +152,34 @@ def test_modules_that_write_in_every_mode() -> None:
     assert told(resolve(model)) == {}
 
 
+class Queue(nn.Module):
+    """A codebook as people write it, which no registry knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(4, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.rows.mul_(0.9).add_(x.detach().mean(0))
+        return x
+
+
+def test_modules_that_write_in_training_mode() -> None:
+    model = nn.ModuleDict(
+        {
+            "new": nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)),
+            "old": nn.utils.spectral_norm(nn.Linear(3, 3)),
+            "queue": Queue(),
+        }
+    ).requires_grad_(False)
+    found = told(resolve(model, ["new", "old", "queue"]))
+    assert list(found) == ["new.parametrizations.weight.0", "old", "queue"]
+    assert found["old"] == "1 module that writes to itself in training mode"
+    assert "may write to itself, by the code, in training mode" in found["queue"]
+    assert told(resolve(model.eval(), ["new", "old", "queue"])) == {}
+
+
 # --- gradients that are left --------------------------------------------------------------
 
 

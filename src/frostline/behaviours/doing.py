@@ -19,11 +19,14 @@ class Write:
         formula: the new value, in terms of the old ones and of the input; words in brackets where
             there is no formula.
         even_if_it_raises: whether it is written before the input is checked.
+        only_rounding: whether the new value is the old one but for rounding, so that with some
+            inputs not a bit moves.
     """
 
     tensor: str
     formula: str
     even_if_it_raises: bool = False
+    only_rounding: bool = False
 
     def __str__(self) -> str:
         return f"{self.tensor} <- {self.formula}"

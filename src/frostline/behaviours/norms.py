@@ -36,7 +36,11 @@ def running_statistics(module: nn.Module, training: bool) -> Doing:
 
 
 def instance_norm(module: nn.Module, training: bool) -> Doing:
-    """InstanceNorm; it ignores its counter, and reads a momentum of None as 0."""
+    """InstanceNorm; it ignores its counter, and reads a momentum of None as 0.
+
+    It averages over a copy of its statistics for each sample, so that with momentum 0 rounding
+    moves them all the same, unless the batch is 1, 2 or 4 samples.
+    """
     held_batch = training and BATCH in vars(module)
     own = training or held_batch or not getattr(module, "track_running_stats", False)
     if not own:
@@ -134,6 +138,9 @@ def _batch_writes(module: nn.Module) -> tuple[Write, ...]:
 
 def _instance_writes(module: nn.Module) -> tuple[Write, ...]:
     momentum = getattr(module, "momentum", None) or 0.0
+    if momentum == 0:
+        names = (name for name in ("running_mean", "running_var") if _has(module, name))
+        return tuple(Write(n, f"{n}, but for rounding", only_rounding=True) for n in names)
     return tuple(
         _averaged(module, momentum, "mean of the samples' means",
                   "mean of the samples' variances (n-1)")

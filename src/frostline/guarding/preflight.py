@@ -11,8 +11,8 @@ from torch.optim import LBFGS, Optimizer
 from frostline._collapsing import collapse, groups
 from frostline._names import NamedTensor, named_tensors, overlapping
 from frostline._results import plural
-from frostline.freezing import holders
-from frostline.freezing.record import BATCH, is_held
+from frostline.behaviours import Behaviour, behaviour
+from frostline.freezing.record import is_held
 from frostline.guarding.report import Finding
 from frostline.guarding.target import Target, Watched, name_in
 
@@ -25,9 +25,10 @@ def of_models(target: Target) -> list[Finding]:
     owners = {id(p.owner): (p.name.rpartition(".")[0], p.owner) for p in _places(target)}
     free = [(name, module) for name, module in owners.values() if not is_held(module)]
     watched = {(id(p.owner), p.attribute) for p in _places(target)}
+    writing = _writing(free, watched)
     return [
-        *_training_norms([(n, m) for n, m in free if (id(m), "running_mean") in watched]),
-        *_self_writing(free),
+        *_training_norms(writing),
+        *_self_writing(writing),
         *_stale_gradients(target),
         *_shared_memory(target),
     ]
@@ -61,9 +62,8 @@ def _places(target: Target) -> Iterator[NamedTensor]:
     return (place for watched in target.tensors for place in watched.places)
 
 
-def _training_norms(free: list[tuple[str, nn.Module]]) -> list[Finding]:
-    writing = [(n, m) for n, m in free if m.training and BATCH not in vars(m)]
-    names = [n for n, m in writing if holders.tracks_statistics(m)]
+def _training_norms(writing: list[tuple[str, Behaviour]]) -> list[Finding]:
+    names = [name for name, doing in writing if doing.kind == "norm"]
     return [
         Finding(
             pattern,
@@ -75,11 +75,34 @@ def _training_norms(free: list[tuple[str, nn.Module]]) -> list[Finding]:
     ]
 
 
-def _self_writing(free: list[tuple[str, nn.Module]]) -> list[Finding]:
-    names = [n for n, m in free if holders.writes_in_eval(m)]
+def _self_writing(writing: list[tuple[str, Behaviour]]) -> list[Finding]:
+    alike: dict[tuple[bool, str], list[str]] = {}
+    for name, doing in writing:
+        if doing.kind != "norm":
+            when = "every mode" if doing.in_eval.writes else "training mode"
+            alike.setdefault((doing.sure, when), []).append(name)
     return [
-        Finding(pattern, f"{plural(count, 'module')} that write to themselves in every mode", _HOLD)
+        Finding(pattern, f"{plural(count, 'module')} that {_writes(count, sure)} in {when}", _HOLD)
+        for (sure, when), names in alike.items()
         for pattern, count in collapse(names)
+    ]
+
+
+def _writes(count: int, sure: bool) -> str:
+    verb, whom = ("writes", "itself") if count == 1 else ("write", "themselves")
+    return f"{verb} to {whom}" if sure else f"may write to {whom}, by the code,"
+
+
+def _writing(
+    free: list[tuple[str, nn.Module]], watched: set[tuple[int, str]]
+) -> list[tuple[str, Behaviour]]:
+    """Modules that write something that is watched, as they are now."""
+    doings = [(name, module, behaviour(module)) for name, module in free]
+    return [
+        (name, doing)
+        for name, module, doing in doings
+        if doing is not None
+        and any((id(module), write.tensor) in watched for write in doing.now.writes)
     ]
 
 
