@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 import warnings
 from functools import cache
 from pathlib import Path
@@ -160,8 +161,9 @@ def test_told_within_80_columns_in_order_and_ticked() -> None:
 
 
 def test_last_lines_run_on_a_users_model() -> None:
-    turn = str(_small()).partition("YOUR TURN")[2]
-    code = "\n".join(line.strip() for line in turn.strip().splitlines())
+    turn = textwrap.dedent(str(_small()).partition("YOUR TURN")[2])
+    command, _, code = turn.partition("import ")
+    assert command.split()[:2] == ["frostline", "guard"]
     model = TwoBranches()
     model.trunk.requires_grad_(False)
 
@@ -172,7 +174,7 @@ def test_last_lines_run_on_a_users_model() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # The trunk was never trained, and freeze says so.
-        exec(code, {"model": model, "train": train})
+        exec(f"import {code}", {"model": model, "train": train})
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

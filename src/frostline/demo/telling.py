@@ -136,11 +136,13 @@ def your_turn() -> Chapter:
         [
             "YOUR TURN",
             "",
+            "  frostline guard train.py              # your script: what moves though frozen?",
+            "",
             "  import frostline as fl",
+            "  print(fl.explain(model))              # why: what each module does and writes",
             "  part = fl.freeze(model, fl.FLAGGED)   # make the freeze you wrote hold",
-            "  print(part)                           # read what is held, and what is not",
-            "  train(model)                          # your loop, as it is",
-            "  part.assert_unchanged()               # raises if anything frozen changed",
+            "  with fl.guard(part):                  # prove that it held, byte by byte",
+            "      train(model)                      # your loop, as it is",
         ]
     )
 

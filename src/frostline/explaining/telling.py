@@ -145,7 +145,8 @@ def _frozen(row: Row) -> Iterator[str]:
 
 
 def _flag(row: Row) -> str:
-    names = " and ".join(row.parameters)
+    several = len(row.parameters)
+    names = f"its {several} parameters" if several > 2 else " and ".join(row.parameters)
     differs = not row.behaviour.same_in_both or row.behaviour.now.writes
     stops = f"gradients of {names}" + (", none of the above" if differs else "")
     if row.trainable is False:
