@@ -142,12 +142,36 @@ def test_what_an_unknown_norm_writes_is_read_from_its_code(name: str) -> None:
     module = live(of_timm(name, 6)())
     said, changed, _ = run(module, True) if behaviour(module) else (None, set(), None)
     written = {write.tensor for write in said.now.writes} if said is not None else set()
+    assert name != "FilterResponseNormTlu2d" or (said is not None and said.kind == "norm")
     if name == "SplitBatchNorm2d":  # the norms inside of it write, each its own
         inner = behaviour(module.aux_bn[0])
         assert inner is not None
         assert len(inner.now.writes) == 3
         written |= {f"aux_bn.0.{write.tensor}" for write in inner.now.writes}
     assert written == changed
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("olmo", "OlmoLayerNorm"), ("switch_transformers", "SwitchTransformersLayerNorm")],
+)
+def test_a_norm_that_nobody_knows_is_listed_by_its_name(module: str, name: str) -> None:
+    norm = of_transformers(module, name)()
+    said, changed, in_training = run(norm, True)
+    _, also, in_eval = run(norm, False)
+    assert (said.kind, said.sure, said.now.writes) == ("norm", False, ())
+    assert said.same_in_both
+    assert torch.equal(in_training, in_eval)
+    assert changed == also == set()
+
+
+def test_a_block_with_norm_in_its_name_is_no_norm() -> None:
+    class PreNormBlock(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+
+    assert behaviour(PreNormBlock()) is None
 
 
 def test_a_norm_of_quantisation_aware_training() -> None:

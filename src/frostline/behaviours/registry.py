@@ -135,8 +135,16 @@ def _unknown(module: nn.Module) -> Behaviour | None:
         return Behaviour("writer", module.training, calm if held else hooked, calm, held)
     found = by_code(module)
     if found is None:
-        return None
+        return _nameless_norm(module)
     in_training, in_eval = found
     return Behaviour(
         "unknown", module.training, in_eval if held else in_training, in_eval, held, sure=False
     )
+
+
+def _nameless_norm(module: nn.Module) -> Behaviour | None:
+    """A norm by its name alone, so that it is not missed where norms are listed."""
+    if "norm" not in type(module).__name__.lower() or module._modules or module._buffers:
+        return None
+    same = Doing("normalises in its own way; by its code the mode makes no difference")
+    return Behaviour("norm", module.training, same, same, sure=False)
