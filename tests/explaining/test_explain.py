@@ -331,3 +331,39 @@ def test_hostile_names_are_escaped() -> None:
 def test_bad_input_is_answered(call: Any, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         call(ZOO["two_branches"].build())
+
+
+ODD: dict[str, tuple[Any, str]] = {
+    "lazy": (lambda: nn.Sequential(nn.LazyBatchNorm1d()), "Call the model once"),
+    "scripted": (
+        lambda: torch.jit.script(nn.Sequential(nn.BatchNorm1d(3))),
+        "before it is scripted",
+    ),
+    "meta": (lambda: nn.Sequential(nn.BatchNorm1d(3, device="meta")), "load its weights first"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_cannot_be_run_is_explained_without_a_run(kind: str) -> None:
+    make, says = ODD[kind]
+    model = make()
+    (row,) = fl.explain(model).rows
+    assert [write.tensor for write in row.behaviour.now.writes] == [
+        "running_mean", "running_var", "num_batches_tracked",
+    ]  # fmt: skip
+    with pytest.raises(BatchError, match=says):
+        fl.explain(model, batch=torch.randn(4, 3), microbatches=2)
+
+
+def test_a_norm_that_is_called_by_keyword_has_figures() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = live(nn.BatchNorm1d(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(input=x)
+
+    (found,) = fl.explain(Named(), microbatches=2, batch=torch.randn(8, 3)).accumulated
+    assert found.error is not None
+    assert found.error < 1e-5

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+import torch
 from torch import nn
 
 from frostline.behaviours import norms, randomness, self_writing
@@ -109,7 +110,10 @@ def register(cls: type[nn.Module], describe: Describe, *, kind: Kind = "norm") -
 
 
 def _known(module: nn.Module) -> tuple[Kind, Describe] | None:
-    for ancestor in type(module).__mro__:
+    cls = type(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        cls = getattr(nn, module.original_name, cls)  # as which it was written
+    for ancestor in cls.__mro__:
         found = _KNOWN.get(holders.full_name(ancestor))
         if found is not None:
             return found
@@ -127,6 +131,8 @@ def class_reads_statistics(module: nn.Module) -> bool:
 
 
 def _unknown(module: nn.Module) -> Behaviour | None:
+    if isinstance(module, torch.jit.ScriptModule):
+        return None  # its code is no Python any more
     held = is_held(module)
     hooked = self_writing.hooked_spectral_norm(module, True)
     if hooked is not None:

@@ -30,7 +30,7 @@ def untouched(model: nn.Module, batch: Any, *, values: bool) -> Iterator[None]:
         values: whether the run can write bytes.
     """
     own = [entry.tensor for entry in named_tensors(model)]
-    given = list(tensors_in(batch))
+    given = [tensor for tensor in tensors_in(batch) if not (values and tensor.is_meta)]
     before = [(tensor, tensor.detach().clone()) for tensor in given] if values else []
     with ExitStack() as stack:
         stack.enter_context(_versions_kept([*own, *given]))

@@ -116,7 +116,7 @@ def _run(
     with untouched(model, batches, values=True), torch.no_grad():
         for name, module in norms:
             seen[name].before = _mean_of(module)
-            module.register_forward_pre_hook(_note(seen[name].calls))
+            module.register_forward_pre_hook(_note(seen[name].calls), with_kwargs=True)
         for batch in batches:
             with failing_call(batch):
                 call(model, batch)
@@ -132,8 +132,8 @@ def _mean_of(norm: nn.Module) -> Tensor:
 
 
 def _note(calls: list[_Moments]) -> Any:
-    def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        calls.append(_moments(inputs[0].detach()))
+    def note(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        calls.append(_moments(next(iter((*inputs, *named.values()))).detach()))
 
     return note
 

@@ -86,7 +86,7 @@ def rows(modules: Iterable[tuple[str, nn.Module]], frozen: set[int]) -> list[Row
     for name, module in modules:
         doing = behaviour(module)
         if doing is not None:
-            own = tuple(module._parameters)
+            own = tuple(name for name, _ in module._parameters.items())  # scripted: no dict
             flags = (_trainable(module), id(module) in frozen, follows_on_purpose(module))
             key = (type(module), doing, own, flags)
             alike.setdefault(key, (doing, []))[1].append((name, module))

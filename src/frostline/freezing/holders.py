@@ -75,7 +75,12 @@ def writes_to_itself(module: nn.Module) -> bool:
 
 def tracks_statistics(module: nn.Module) -> bool:
     """Whether ``module`` is a normalisation layer with running statistics."""
-    return module._buffers.get("running_mean") is not None and "running_var" in module._buffers
+    buffers = module._buffers  # those of a scripted module are no dict
+    return (
+        "running_var" in buffers
+        and "running_mean" in buffers
+        and (buffers["running_mean"] is not None)
+    )
 
 
 _BY_FUNCTION = "HeldByFunction"
