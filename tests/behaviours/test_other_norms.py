@@ -30,6 +30,22 @@ def images() -> Tensor:
     return torch.randn(IMAGES, generator=torch.Generator().manual_seed(5)) * 1.4 + 0.3
 
 
+class NeverMoves(nn.BatchNorm2d):
+    """As people write it to freeze: a BatchNorm whose forward ignores the mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, training=False
+        )
+
+
+class Louder(nn.BatchNorm2d):
+    """A near miss: a forward of its own that calls the old one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
 def frozen_batch_norm() -> nn.Module:
     """torchvision's class, as transformers ships it."""
     from transformers.models.detr.modeling_detr import DetrFrozenBatchNorm2d
@@ -75,6 +91,8 @@ def of_transformers(module: str, name: str) -> Callable[[], nn.Module]:
 NORMS: dict[str, tuple[Callable[[], nn.Module], Statistics | None, Statistics | None]] = {
     "DetrFrozenBatchNorm2d": (frozen_batch_norm, "running", "running"),
     "FrozenBatchNorm2d of detectron2": (FrozenBatchNormOfDetectron, "running", "running"),
+    "a BatchNorm that ignores the mode": (lambda: NeverMoves(6), "running", "running"),
+    "a BatchNorm that does more": (lambda: Louder(6), "batch", "running"),
     "LazyBatchNorm2d": (nn.LazyBatchNorm2d, "batch", "running"),
     "SyncBatchNorm": (lambda: nn.SyncBatchNorm(6), "batch", "running"),
     "timm BatchNormAct2d": (of_timm("BatchNormAct2d", 6), "batch", "running"),

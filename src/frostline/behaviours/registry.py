@@ -13,9 +13,8 @@ from torch import nn
 
 from frostline.behaviours import norms, randomness, self_writing
 from frostline.behaviours.doing import Behaviour, Doing, Kind
-from frostline.behaviours.unknown import by_code
+from frostline.behaviours.unknown import by_code, question
 from frostline.freezing import holders
-from frostline.freezing.reads_training import class_reads
 from frostline.freezing.record import BATCH, is_held
 
 Describe: TypeAlias = Callable[[nn.Module, bool], Doing]
@@ -110,42 +109,53 @@ def register(cls: type[nn.Module], describe: Describe, *, kind: Kind = "norm") -
 
 
 def _known(module: nn.Module) -> tuple[Kind, Describe] | None:
-    cls = type(module)
     if isinstance(module, torch.jit.ScriptModule):
-        cls = getattr(nn, module.original_name, cls)  # as which it was written
-    for ancestor in cls.__mro__:
-        found = _KNOWN.get(holders.full_name(ancestor))
-        if found is not None:
-            return found
+        return _of_class(getattr(nn, module.original_name, nn.Module))  # as which it was written
+    found = _of_class(type(module))
+    if found is not None:
+        return ("norm", norms.running_statistics) if _ignores_the_mode(module) else found
     for ending, found in _BY_ENDING.items():
-        if type(module).__name__.endswith(ending) and not class_reads_statistics(module):
+        if type(module).__name__.endswith(ending) and not holders.tracks_statistics(module):
             return found
-    if class_reads_statistics(module) and not class_reads(type(module)):
-        return "norm", norms.running_statistics
-    return None
+    return ("norm", norms.running_statistics) if _ignores_the_mode(module) else None
 
 
-def class_reads_statistics(module: nn.Module) -> bool:
-    """Whether it carries running statistics, whatever its class."""
-    return holders.tracks_statistics(module)
+def _of_class(cls: type) -> tuple[Kind, Describe] | None:
+    names = (holders.full_name(ancestor) for ancestor in cls.__mro__)
+    return next((_KNOWN[name] for name in names if name in _KNOWN), None)
+
+
+def _ignores_the_mode(module: nn.Module) -> bool:
+    """Whether it is a tracking norm with a forward of its own that does not ask for the mode."""
+    cls = type(module)
+    own = not cls.__module__.startswith("torch.") and holders.tracks_statistics(module)
+    return own and question(cls) is None
 
 
 def _unknown(module: nn.Module) -> Behaviour | None:
     if isinstance(module, torch.jit.ScriptModule):
         return None  # its code is no Python any more
-    held = is_held(module)
-    hooked = self_writing.hooked_spectral_norm(module, True)
-    if hooked is not None:
-        calm = self_writing.hooked_spectral_norm(module, False)
-        assert calm is not None  # noqa: S101
-        return Behaviour("writer", module.training, calm if held else hooked, calm, held)
-    found = by_code(module)
+    hooked = _hooked(module)
+    found = hooked or by_code(module)
     if found is None:
         return _nameless_norm(module)
     in_training, in_eval = found
+    held = is_held(module)
     return Behaviour(
-        "unknown", module.training, in_eval if held else in_training, in_eval, held, sure=False
+        "writer" if hooked else "unknown",
+        module.training,
+        in_eval if held else in_training,
+        in_eval,
+        held,
+        sure=hooked is not None,
     )
+
+
+def _hooked(module: nn.Module) -> tuple[Doing, Doing] | None:
+    """What a hook that is known makes it do, in training and in eval mode."""
+    in_training = self_writing.hooked_spectral_norm(module, True)
+    in_eval = self_writing.hooked_spectral_norm(module, False)
+    return None if in_training is None or in_eval is None else (in_training, in_eval)
 
 
 def _nameless_norm(module: nn.Module) -> Behaviour | None:

@@ -21,15 +21,15 @@ def by_code(module: nn.Module) -> tuple[Doing, Doing] | None:
     asks for the mode is taken to write in training only.
     """
     cls = type(module)
-    question = _question(cls) or ("a forward hook" if hooks_read(module) else None)
+    asks = question(cls) or ("a forward hook" if hooks_read(module) else None)
     writes = tuple(Write(name, "[by its own code]") for name in _written(module))
-    if question is None and not writes:
+    if asks is None and not writes:
         return None
     calm = Doing("does as its code says for eval mode")
-    if question is None:
+    if asks is None:
         always = Doing("writes to itself in every mode", writes=writes)
         return always, always
-    return Doing("its code asks for the mode", question, writes=writes), calm
+    return Doing("its code asks for the mode", asks, writes=writes), calm
 
 
 def _written(module: nn.Module) -> list[str]:
@@ -45,7 +45,7 @@ def _written(module: nn.Module) -> list[str]:
 _answers: WeakKeyDictionary[type, str | None] = WeakKeyDictionary()
 
 
-def _question(cls: type[nn.Module]) -> str | None:
+def question(cls: type[nn.Module]) -> str | None:
     """Where the code that a forward reaches reads the attribute ``training``, or None."""
     if cls not in _answers:
         _answers[cls] = _first_question(cls)
