@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
@@ -30,6 +31,28 @@ def test_a_norm_that_is_held_or_left_out_is_not_told(select: str | list[str]) ->
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fl.freeze(net(), select)
+
+
+@pytest.mark.parametrize("stats", ["update", "batch"])
+def test_to_ask_a_held_copy_for_moving_statistics_is_noted(stats: str) -> None:
+    model = net()
+    fl.freeze(model)
+    copied = copy.deepcopy(model)
+    part = fl.freeze(copied, "1", stats=stats)
+    assert "1: is held in eval mode by another part" in " ".join(str(part).split())
+    assert not copied.train()[1].training
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [("hold", "hold"), ("update", "update"), ("batch", "hold")]
+)
+def test_near_misses_of_asking_in_vain(first: str, then: str) -> None:
+    model = net()
+    fl.freeze(model, "1", stats=first)
+    undone = net()
+    fl.freeze(undone).undo()
+    for part in (fl.freeze(model, "1", stats=then), fl.freeze(undone, "1", stats="update")):
+        assert "by another part" not in " ".join(str(part).split())
 
 
 class Averaging(nn.Module):

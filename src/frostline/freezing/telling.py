@@ -11,6 +11,7 @@ from torch import nn
 from frostline.freezing import holders
 from frostline.freezing.held_gates import HeldCheckpointing
 from frostline.freezing.reads_training import class_reads
+from frostline.freezing.record import is_held
 
 if TYPE_CHECKING:
     from frostline.freezing.planning import Plan, PlannedHold
@@ -39,6 +40,10 @@ _UNHELD = (
     "is covered, but its module is not held in eval mode and may write it in training: it was "
     "named without its module, or something below trains"
 )
+_HELD_ALREADY = (
+    "is held in eval mode by another part, as a copy of a frozen model is by its own, so its "
+    "statistics stay whatever stats= asks here. Undo that part first: fl.parts(model)"
+)
 _MIXED = "follows train() and eval(): something below it stays trainable"
 _ROUNDING = (
     "with gradients enabled the output may differ from before by rounding (about 1e-7 in float32): "
@@ -61,6 +66,7 @@ def tell(plan: Plan) -> None:
     plan.notes += plan.warnings
     plan.notes += _say([hold.name for hold in plan.holds if hold.mixed], _MIXED)
     plan.notes += _say(_unheld_buffers(plan), _UNHELD)
+    plan.notes += _say([h.name for h in plan.holds if _asks_in_vain(h)], _HELD_ALREADY)
     if plan.parameters:
         chosen = [hold.name for hold in plan.holds if isinstance(hold.module, _CHOSEN_BY_FLAG)]
         plan.notes += _say(chosen, _ROUNDING)
@@ -78,6 +84,10 @@ def _say(names: list[str], what: str) -> list[str]:
 
 def _uses_the_batch_always(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+
+
+def _asks_in_vain(hold: PlannedHold) -> bool:
+    return hold.stats in ("update", "batch") and is_held(hold.module)
 
 
 def _never_trained(module: nn.Module) -> bool:
