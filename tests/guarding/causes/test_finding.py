@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-from frostline.behaviours.own_code import written_by
 from frostline.guarding.causes import evidence, initialising, optimizing, rewriting, self_writing
 from frostline.guarding.causes import finding as causes
 from frostline.guarding.causes.finding import KINDS
@@ -243,12 +242,6 @@ def test_evidence_of_a_step_asks_no_inner_tensor_for_a_gradient() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         evidence.before_step(optimizer, {"inner": inner})
-
-
-def test_written_by_tells_writes_from_reads() -> None:
-    assert written_by(models.Codebook) == {"codes", "sizes", "sums"}
-    assert written_by(models.Queue) & set(models.Queue()._buffers) == {"queue", "pointer"}
-    assert written_by(nn.Linear) == frozenset()
 
 
 @pytest.mark.parametrize("noise", [1e-4, 1e-1])
