@@ -15,7 +15,7 @@ def evaluate(formula: str, names: Mapping[str, Tensor]) -> Tensor:
     Words after a comma explain; a comma before `k = ...` gives k. Two factors stand side by side.
     """
     body, *rest = formula.removeprefix("y = ").split(", ")
-    known: dict[str, object] = {"sqrt": torch.sqrt, "mean_of": None}
+    known: dict[str, object] = {"sqrt": torch.sqrt}
     for clause in rest:
         if clause.startswith("k = "):
             known["k"] = _value(clause.removeprefix("k = "), names, known)

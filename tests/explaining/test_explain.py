@@ -213,6 +213,22 @@ def test_a_run_says_what_ran_and_what_was_written() -> None:
     assert all(explanation.surprises(row) == {} for row in explanation.rows)
 
 
+def test_a_wrapper_and_what_it_wraps_run_once_each() -> None:
+    norm = live(nn.BatchNorm1d(3))
+    observed = fl.explain(nn.DataParallel(norm), batch=torch.randn(4, 3)).observed
+    assert observed is not None
+    assert [seen.calls for seen in observed.values()] == [1]
+
+
+def test_a_shared_module_is_told_once_with_all_its_calls() -> None:
+    norm = live(nn.BatchNorm1d(3))
+    observed = fl.explain(nn.Sequential(norm, norm), batch=torch.randn(4, 3)).observed
+    assert observed is not None
+    assert observed["0"].calls == 2
+    assert observed["0"].wrote == ("running_mean", "running_var", "num_batches_tracked")
+    assert "1" not in observed
+
+
 def test_a_write_that_nobody_said_is_a_surprise() -> None:
     class Teller(Shy):
         def forward(self, x: Tensor) -> Tensor:

@@ -146,3 +146,9 @@ def test_a_trainable_norm_does_not_leak() -> None:
     model = net()
     model[0].requires_grad_(True)
     assert summary(model).leaky == []
+
+
+def test_a_wrapped_norm_leaks_under_the_name_it_has_without_the_wrapper() -> None:
+    norm = nn.BatchNorm1d(3).requires_grad_(False)
+    assert fl.summary(nn.DataParallel(norm)).leaky == fl.summary(norm).leaky
+    assert fl.summary(norm).leaky == ["running_mean", "running_var", "num_batches_tracked"]

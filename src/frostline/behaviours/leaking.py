@@ -14,18 +14,18 @@ from frostline.freezing.record import get
 from frostline.selection import FLAGGED, select
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Leak:
     """One tensor that looks frozen and will be written.
 
     Attributes:
         name: full name of the tensor.
-        module: full name of the module that writes it.
+        module: the module that writes it.
         write: what is written.
     """
 
     name: str
-    module: str
+    module: nn.Module
     write: Write
 
 
@@ -66,5 +66,5 @@ def leaks(model: nn.Module, *, training: bool | None = None) -> list[Leak]:
             continue
         asked = doing.training if training is None else training
         mode = doing.in_training if asked else doing.in_eval
-        found += [Leak(join(name, write.tensor), name, write) for write in mode.writes]
+        found += [Leak(join(name, write.tensor), module, write) for write in mode.writes]
     return found

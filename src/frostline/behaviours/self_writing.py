@@ -59,10 +59,10 @@ def observer(module: nn.Module, training: bool) -> Doing:
 
 def fake_quantize(module: nn.Module, training: bool) -> Doing:
     """FakeQuantize: its scale follows its observer in every mode, unless that is switched off."""
-    own: Any = module
-    off = not bool(own.observer_enabled[0]) if own.observer_enabled.device.type != "meta" else False
+    enabled: Any = module.observer_enabled
     words = "rounds its input to the quantised grid"
-    if is_held(module) or off:
+    # On the meta device nobody knows; it is on unless somebody switched it off.
+    if is_held(module) or not (enabled.is_meta or bool(enabled[0])):
         return Doing(words)
     writes = tuple(
         Write(name, "[from the range that its observer saw]") for name in ("scale", "zero_point")

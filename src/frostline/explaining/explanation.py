@@ -30,7 +30,7 @@ class Explanation(Result):
         microbatches: how many there are to a step, or None.
         accumulated: what accumulation does to each norm that writes its statistics now.
         called: how the batch was called, None without one.
-        observed: what each module did in one run, by its full name; empty without a batch.
+        observed: what each module did in one run, by its full name; None without a batch.
     """
 
     model: str

@@ -35,20 +35,22 @@ def observe(model: nn.Module, batch: Any) -> dict[str, Observed]:
         BatchError: the model cannot be run on this batch.
     """
     entries = named_tensors(model)
-    calls: Counter[str] = Counter()
-    wrote: dict[str, list[str]] = {}
+    # By identity: a wrapper has the name of what it wraps, a shared module hangs at several places.
+    calls: Counter[int] = Counter()
+    wrote: dict[int, dict[str, None]] = {}
     with untouched(model, batch, values=True), torch.no_grad():
         before = [(e, _copied(e.tensor)) for e in entries if has_bytes(e.tensor)]
-        for name, module in named_modules(model):
-            module.register_forward_pre_hook(_counter(calls, name))
+        for module in model.modules():
+            module.register_forward_pre_hook(_counter(calls))
         with failing_call(batch):
             call(model, batch)
         for entry, old in before:
             now = _now(entry.owner, entry.attribute)
             if now is not entry.tensor or not all(map(same_bits, pieces(now), old)):
-                wrote.setdefault(entry.name.rpartition(".")[0], []).append(entry.attribute)
+                wrote.setdefault(id(entry.owner), {})[entry.attribute] = None
     return {
-        name: Observed(calls[name], tuple(wrote.get(name, ()))) for name, _ in named_modules(model)
+        name: Observed(calls[id(module)], tuple(wrote.get(id(module), ())))
+        for name, module in named_modules(model)
     }
 
 
@@ -56,9 +58,9 @@ def _copied(tensor: Tensor) -> list[Tensor]:
     return [piece.clone() for piece in pieces(tensor)]
 
 
-def _counter(calls: Counter[str], name: str) -> Any:
+def _counter(calls: Counter[int]) -> Any:
     def count(module: nn.Module, inputs: Any) -> None:
-        calls[name] += 1
+        calls[id(module)] += 1
 
     return count
 

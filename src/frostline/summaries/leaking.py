@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from frostline._names import NamedTensor, Places
-from frostline.behaviours.leaking import leaks
+from frostline.behaviours import leaking as behaviours
 from frostline.freezing.record import get
 from frostline.summaries.footprint import Footprint
 from frostline.summaries.tree import class_name
@@ -67,7 +67,7 @@ def find(
     """
     moved = _by_owner(stale(everything, optimizer), _STALE)
     shared = _by_owner(_sharing(everything, footprint, frozen), _SHARES)
-    return [*_written(model, everything), *moved, *shared]
+    return [*_written(model), *moved, *shared]
 
 
 def reasons(found: Iterable[Leak]) -> tuple[str, ...]:
@@ -92,17 +92,15 @@ def _by_owner(entries: Iterable[NamedTensor], verb: _Verb) -> Iterator[Leak]:
         yield Leak(own[0].owner, tuple(e.name for e in own), tuple(e.attribute for e in own), verb)
 
 
-def _written(model: nn.Module, everything: Places) -> Iterator[Leak]:
+def _written(model: nn.Module) -> Iterator[Leak]:
     """By the forward itself, once the model is in training mode."""
-    names = {(id(e.owner), e.attribute): e.name for e in reversed(everything.tensors)}
-    modules = dict(reversed(everything.modules))
-    tensors: dict[str, list[str]] = {}
-    for leak in leaks(model, training=True):
-        tensors.setdefault(leak.module, []).append(leak.write.tensor)
-    for place, own in tensors.items():
-        module = modules[place]
-        full = tuple(names.get((id(module), tensor), f"{place}.{tensor}") for tensor in own)
-        yield Leak(module, full, tuple(own), _TRAINS if module.training else _WOULD)
+    owners: dict[int, list[behaviours.Leak]] = {}
+    for leak in behaviours.leaks(model, training=True):
+        owners.setdefault(id(leak.module), []).append(leak)
+    for own in owners.values():
+        module = own[0].module
+        names, tensors = zip(*((leak.name, leak.write.tensor) for leak in own), strict=True)
+        yield Leak(module, names, tensors, _TRAINS if module.training else _WOULD)
 
 
 def stale(everything: Places, optimizer: Optimizer | None) -> Iterator[NamedTensor]:
