@@ -10,6 +10,7 @@ FrostlineError
 ├── UnsupportedTensor (TypeError)        content that cannot be read: meta, sparse, opaque subclass
 ├── TargetError (ValueError)             what a command is to look at gives it no model
 ├── BatchError (ValueError)              the model cannot be run on this batch
+├── AccumulationError (RuntimeError)     the big batch cannot be computed exactly from microbatches
 └── ModelGone (ReferenceError)           a handle outlived its model
 
 FrostlineWarning (UserWarning)           something to know that stops nothing
@@ -77,6 +78,10 @@ class TargetError(FrostlineError, ValueError):
 
 class BatchError(FrostlineError, ValueError):
     """The model cannot be run on this batch, or the batch cannot be split as asked."""
+
+
+class AccumulationError(FrostlineError, RuntimeError):
+    """The big batch's gradients or statistics cannot be computed exactly; the message says why."""
 
 
 class ModelGone(FrostlineError, ReferenceError):
