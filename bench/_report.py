@@ -13,6 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from bench import _accumulate_summary, _recalibrate_summary
+from bench._claims import Claim
+
 HERE = Path(__file__).parent
 PAGE = HERE / "RESULTS.md"
 
@@ -50,7 +54,31 @@ def rows() -> list[list[str]]:
         _cost("call of a held empty module, more than unheld", seconds["call"], 1e6, "us", 0.2),
         _cost("import frostline, more than import torch", seconds["import"], 1e3, "ms", 30),
         *_guard(_read("guard")),
+        *map(_accumulated, _accumulate_summary.claims(_samples("accumulate"))),
+        *map(_recalibrated, _recalibrate_summary.claims(_samples("recalibrate"))),
     ]
+
+
+def _accumulated(claim: Claim) -> list[str]:
+    return _claimed(claim, "accumulate.py")
+
+
+def _recalibrated(claim: Claim) -> list[str]:
+    return _claimed(claim, "recalibrate.py")
+
+
+def _claimed(claim: Claim, script: str) -> list[str]:
+    asked = "" if claim.most is None else f"at most {claim.most:g}"
+    command = f"`python bench/{script}`"
+    if len(claim.ratios) < 2:
+        return [claim.what, command, "not run", asked, ""]
+    return _row(claim.what, script, claim.ratios, "", claim.most, at_least=False)
+
+
+def _samples(name: str) -> list[dict[str, Any]]:
+    """Of one of the programs that take an hour; none before they have run."""
+    there = (HERE / "results" / f"{name}.json").exists()
+    return _read(name)["samples"] if there else []
 
 
 def _guard(result: dict[str, Any]) -> list[list[str]]:

@@ -34,8 +34,11 @@ from frostline.freezing import (
     watching,
 )
 from frostline.freezing.machinery import Held
+from tests.accumulation.ablations import ACCUMULATING
 from tests.explaining.ablations import SEEING
 from tests.guarding.ablations import GUARD
+from tests.probing.ablations import PROBING
+from tests.recalibration.ablations import RECALIBRATING
 from tests.switches import Ablation, Switch, remove, replace, skip
 
 _FILE = "tests/freezing/test_mechanisms.py::"
@@ -302,4 +305,11 @@ HOLD: list[Ablation] = [
     _ablation("the seal sees modes", skip(comparing, "_modes", ()), "test_mode"),
 ]
 
-ABLATIONS: list[Ablation] = [*HOLD, *GUARD, *SEEING]
+ABLATIONS: list[Ablation] = [
+    *HOLD,
+    *GUARD,
+    *SEEING,
+    *ACCUMULATING,
+    *PROBING,
+    *RECALIBRATING,
+]

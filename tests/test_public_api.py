@@ -14,8 +14,11 @@ from frostline import types
 from frostline._results import Result
 
 ROOT_NAMES = [
+    "Accumulator",
     "FLAGGED",
+    "accumulate",
     "attribute",
+    "coupling",
     "digest",
     "errors",
     "explain",
@@ -24,6 +27,8 @@ ROOT_NAMES = [
     "manifest",
     "param_groups",
     "parts",
+    "recalibrate",
+    "split",
     "summary",
     "types",
     "unfreeze",

@@ -9,17 +9,23 @@ from frostline.freezing.part import FrozenPart as FrozenPart
 from frostline.manifests import Manifest as Manifest
 
 if TYPE_CHECKING:
+    from frostline.accumulation.exact.planning import Plan as Plan
     from frostline.explaining.explanation import Explanation as Explanation
     from frostline.guarding.freeze_guard import FreezeGuard as FreezeGuard
     from frostline.guarding.report import GuardReport as GuardReport
+    from frostline.probing.result import Coupling as Coupling
+    from frostline.recalibration.result import Recalibration as Recalibration
     from frostline.summaries.result import Summary as Summary
 
 
 # What is loaded when somebody asks for it, not by `import frostline`.
 _LATER = {
+    "Coupling": "frostline.probing.result",
     "Explanation": "frostline.explaining.explanation",
     "FreezeGuard": "frostline.guarding.freeze_guard",
     "GuardReport": "frostline.guarding.report",
+    "Plan": "frostline.accumulation.exact.planning",
+    "Recalibration": "frostline.recalibration.result",
     "Summary": "frostline.summaries.result",
 }
 

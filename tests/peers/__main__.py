@@ -1,8 +1,12 @@
 # ruff: noqa: T201  (a command that prints)
-"""Who holds what: compute all cells, and write peers.json, docs/peers.md and README.md.
+"""Who holds what, and who gives the big batch: compute all cells, write JSON and pages.
 
-python -m tests.peers            # run by `make peers`: a minute or two
+python -m tests.peers            # run by `make peers`: five to ten minutes
+python -m tests.peers --only accumulation
 python -m tests.peers --check    # computes nothing: do the pages show what is stored?
+
+Pages: docs/peers.md and README.md from peers.json, docs/peers-accumulation.md from
+accumulation.json.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from tests import _torchvision
 
 _torchvision.install()
 
-from tests.peers import pages, results  # noqa: E402
+from tests.peers import accumulation, accumulation_page, pages, results  # noqa: E402
 from tests.peers.matrix import ACTIONS, HOLDS, Outcomes, computed  # noqa: E402
 from tests.peers.ways import WAYS, Way  # noqa: E402
 
@@ -36,21 +40,32 @@ def told(way: Way) -> dict[str, Outcomes]:
     return rows
 
 
-def write() -> None:
+def freezing() -> None:
     results.write({name: told(way) for name, way in WAYS.items()})
-    for path, text in pages.wanted().items():
+
+
+COMPUTE = {"freezing": freezing, "accumulation": accumulation.write}
+
+
+def write(only: str | None) -> None:
+    for what in [only] if only else COMPUTE:
+        COMPUTE[what]()
+    wanted = pages.wanted() | accumulation_page.wanted()
+    for path, text in wanted.items():
         path.write_text(text)
         if not pages.marked(text):
             print(f"{path.name}: not written, it has no {pages.START} and {pages.END}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Who holds what.")
+    parser = argparse.ArgumentParser(description="Who holds what, and who gives the big batch.")
     parser.add_argument("--check", action="store_true", help="compute nothing, compare the pages")
-    if not parser.parse_args().check:
+    parser.add_argument("--only", choices=COMPUTE, help="compute one of the two")
+    arguments = parser.parse_args()
+    if not arguments.check:
         torch.set_num_threads(1)
-        write()
-    elif stale := pages.stale():
+        write(arguments.only)
+    elif stale := pages.stale() + accumulation_page.stale():
         sys.exit(f"stale: {', '.join(stale)}; run make peers")
 
 

@@ -1,13 +1,14 @@
 """Calls of norms that look across the batch, seen at the function and not at the module.
 
 A module's ``forward`` may do more than the norm (timm's fuse activation and dropout), or call the
-function by itself; so what is intercepted is ``F.batch_norm`` and what lies below it, whoever calls.
+function by itself; so what is intercepted is ``F.batch_norm`` and what lies below it, whoever calls
+it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from frostline.errors import AccumulationError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class NormCall:
     """A call that normalises with the batch, not with running statistics.
 
@@ -30,6 +31,7 @@ class NormCall:
         bias: [channels] or None.
         momentum: weight of what is new in the update.
         eps: added to the variance.
+        grad: whether gradients are recorded.
     """
 
     input: Tensor
@@ -39,6 +41,7 @@ class NormCall:
     bias: Tensor | None
     momentum: float
     eps: float
+    grad: bool = field(default_factory=torch.is_grad_enabled)
 
     def without_update(self) -> NormCall:
         """The same call, but it writes no running statistics."""
@@ -51,7 +54,7 @@ class NormCalls(TorchFunctionMode):
     Subclasses answer the calls; what they do not override happens as it would without.
 
     Args:
-        model: its ``num_batches_tracked`` counters are known.
+        models: their ``num_batches_tracked`` counters are known.
 
     Example:
         >>> class Count(NormCalls):
@@ -66,10 +69,11 @@ class NormCalls(TorchFunctionMode):
         1
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, *models: nn.Module) -> None:
         super().__init__()
         self._counters = {
             id(counter)
+            for model in models
             for module in model.modules()
             if isinstance(counter := getattr(module, "num_batches_tracked", None), Tensor)
         }
@@ -106,6 +110,16 @@ class NormCalls(TorchFunctionMode):
         return func(*args, **named)
 
 
+def with_fresh_buffers(call: NormCall) -> NormCall:
+    """The same call with buffers of its own, which hold its mean and variance afterwards."""
+    buffers = (
+        None if buffer is None else torch.zeros_like(buffer)
+        for buffer in (call.running_mean, call.running_var)
+    )
+    mean, variance = buffers
+    return replace(call, running_mean=mean, running_var=variance, momentum=1.0)
+
+
 def native_batch_norm(call: NormCall) -> Tensor:
     """What torch does for this call, update of the running statistics included."""
     return F.batch_norm(
@@ -126,7 +140,7 @@ def native_instance_norm(call: NormCall) -> Tensor:
 
 
 def _read_functional(
-    input: Tensor,  # noqa: A002
+    input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None = None,
@@ -141,7 +155,7 @@ def _read_functional(
 
 
 def _read_builtin(
-    input: Tensor,  # noqa: A002
+    input: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     running_mean: Tensor | None,
@@ -151,13 +165,11 @@ def _read_builtin(
     eps: float,
     cudnn_enabled: bool = True,
 ) -> NormCall | None:
-    return _read_functional(
-        input, running_mean, running_var, weight, bias, training, momentum, eps
-    )
+    return _read_functional(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
 def _read_instance(
-    input: Tensor,  # noqa: A002
+    input: Tensor,
     running_mean: Tensor | None = None,
     running_var: Tensor | None = None,
     weight: Tensor | None = None,

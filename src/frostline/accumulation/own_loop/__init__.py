@@ -1,0 +1,1 @@
+"""What stands behind ``Accumulator``: a window that is open while somebody else runs the loop."""

@@ -1,0 +1,1 @@
+"""What becomes of running statistics where each microbatch is normalised with itself."""
