@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from torch import nn
 
 import frostline as fl
-from frostline._state import restoring, same_bits
+from frostline._state import collecting_young_only, restoring, same_bits
 from tests.everything import everything, forget_other_tests, without_versions
 from tests.zoo import ZOO
 
@@ -296,3 +298,32 @@ SAME = {
 @pytest.mark.parametrize(("a", "b", "same"), SAME.values(), ids=SAME)
 def test_same_bits(a: torch.Tensor, b: torch.Tensor, same: bool) -> None:
     assert same_bits(a, b) is same
+
+
+def test_only_young_objects_are_collected_inside() -> None:
+    class Cycle:
+        def __init__(self) -> None:
+            self.me = self
+
+    gc.collect()
+    assert gc.get_freeze_count() == 0
+    old = weakref.ref(Cycle())
+    with pytest.raises(KeyError), collecting_young_only():
+        young = weakref.ref(Cycle())
+        gc.collect()
+        assert old() is not None
+        assert young() is None
+        raise KeyError
+    assert gc.get_freeze_count() == 0
+    gc.collect()
+    assert old() is None
+
+
+def test_what_somebody_has_frozen_stays_frozen() -> None:
+    gc.freeze()
+    try:
+        with collecting_young_only():
+            assert gc.get_freeze_count() > 0
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()

@@ -15,6 +15,7 @@ from torch import Tensor
 from frostline.errors import BatchError
 
 _SHOWN = 6  # tensors in a message
+_PLAIN = frozenset({int, float, bool, str, torch.dtype, torch.device, torch.Size})
 
 
 def samples(batch: Any) -> int:
@@ -188,6 +189,8 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 def _collect(value: Any, found: list[Tensor]) -> None:
     # Called for the arguments of every function of torch in a window, so no generators.
+    if value is None or type(value) in _PLAIN:
+        return
     if isinstance(value, Tensor):
         found.append(value)
     elif isinstance(value, tuple | list | set):

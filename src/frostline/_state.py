@@ -357,6 +357,22 @@ def collector_paused() -> Iterator[None]:
 
 
 @contextmanager
+def collecting_young_only() -> Iterator[None]:
+    """Let the garbage collector look at what is made inside, and not at torch's objects.
+
+    For long stretches in which somebody's model runs, whose own cycles are to be collected.
+    """
+    if gc.get_freeze_count():  # somebody has frozen objects, which unfreeze would bring back
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@contextmanager
 def restoring(
     model: nn.Module, *, values: bool = True, optimizer: Optimizer | None = None
 ) -> Iterator[None]:

@@ -105,10 +105,14 @@ def test_constants_are_worse_than_plain_where_microbatches_are_larger(model: str
     assert ways["window statistics as constants"]["gradient"] > ways["plain"]["gradient"]
 
 
-def test_only_windowed_takes_less_than_plain_and_is_exact() -> None:
-    ways = ACCUMULATION["ResNet-18"]["16"]
-    assert ways["exact, windowed"]["peak"] < ways["big batch"]["peak"] / 2
-    assert ways["exact"]["peak"] > ways["plain"]["peak"]
+@pytest.mark.parametrize("k", map(str, COUNTS))
+@pytest.mark.parametrize("model", ["ResNet-18", "MobileNetV3"])
+def test_windowed_takes_less_than_plain_and_the_kept_tape_as_much_as_the_batch(
+    model: str, k: str
+) -> None:
+    peaks = {way: figures["peak"] for way, figures in ACCUMULATION[model][k].items()}
+    assert peaks["exact, windowed"] < peaks["plain"] < peaks["big batch"]
+    assert peaks["exact"] == pytest.approx(peaks["big batch"], rel=0.1)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -120,10 +124,10 @@ def test_only_layerwise_does_not_care_how_the_set_is_split(model: str) -> None:
             assert min(of["variance"] for of in others) > 0.1, split
 
 
-def test_a_small_last_batch_counts_as_a_full_one_in_torch() -> None:
+def test_two_outliers_in_a_batch_of_their_own_count_as_64_in_torch() -> None:
     for tools in (STORED["recalibration"][model]["64 and 2"] for model in MODELS):
         torchs, fvcores, *_ = tools.values()
-        assert torchs["mean"] > 1 > fvcores["mean"]
+        assert torchs["variance"] > 3 * fvcores["variance"]
 
 
 # --- the harness can tell, and the page --------------------------------------------------------
@@ -132,7 +136,9 @@ def test_a_small_last_batch_counts_as_a_full_one_in_torch() -> None:
 def test_a_wrong_gradient_a_wrong_loss_and_a_wrong_statistic_are_seen() -> None:
     model, batch = accumulation.built("MLP")
     truth, other = (Window(model, WAYS["big batch"], batch, 4) for _ in range(2))
-    assert set(distances(other, truth).values()) == {0.0, pytest.approx(1.0)}
+    found = distances(other, truth)
+    assert found.pop("cosine") == pytest.approx(1.0)
+    assert set(found.values()) == {0.0}
     other.gradient = 1.5 * truth.gradient
     other.loss = 2 * truth.loss
     first = next(name for name in truth.buffers if name.endswith("running_mean"))

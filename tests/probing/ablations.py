@@ -11,6 +11,7 @@ from tests.switches import Ablation, Switch, remove, replace, skip
 
 _COUPLING = "tests/probing/test_coupling.py::"
 _CASES = _COUPLING + "test_couplers_are_named_and_ok_is_what_accumulation_does"
+_EXPERTS = _COUPLING + "test_experts_that_sort_tokens_raise_no_false_alarm"
 _LOSS = "tests/probing/test_loss.py::"
 _SHOWN = "tests/probing/test_shown.py::"
 
@@ -39,7 +40,7 @@ PROBING: list[Ablation] = [
         _CASES + "[hand-written]",
     ),
     _ablation(
-        "coupling: dimensions from twice the batch",
+        "coupling: which dimension",
         skip(runs.Seen, "take_dimension"),
         _CASES + "[batch norm]",
     ),
@@ -47,32 +48,15 @@ PROBING: list[Ablation] = [
     _ablation(
         "coupling: rows in turn",
         replace(runs, "arrangements", lambda *args: rows.arrangements(*args)[:1]),
-        _CASES + "[norm over steps]",
+        _CASES + "[norm over padded steps]",
     ),
     _ablation(
-        "coupling: shuffled samples",
-        replace(
-            runs,
-            "told_by",
-            lambda possible, moved, *, first: (
-                None
-                if 2 * moved.sum() == len(moved)
-                and not any(bool((moved == (p if first else ~p)).all()) for p in possible)
-                else rows.told_by(possible, moved, first=first)
-            ),
-        ),
-        _CASES + "[shuffled]",
-    ),
-    _ablation(
-        "coupling: sorted by content, by shape",
+        "coupling: sorted, by shape",
         replace(runs.Replaced, "unsteady", property(lambda run: {})),
-        _COUPLING + "test_a_detector_of_changing_shapes",
+        _EXPERTS + "[66]",
+        _EXPERTS + "[81]",
     ),
-    _ablation(
-        "coupling: sorted by content, by rows",
-        skip(runs, "are_elsewhere", False),
-        _CASES + "[sorted experts]",
-    ),
+    _ablation("coupling: sorted, by rows", skip(runs, "are_sorted", False), _EXPERTS + "[0]"),
     _ablation(
         "coupling: dropout is off",
         skip(probe, "_quieten"),
@@ -86,7 +70,7 @@ PROBING: list[Ablation] = [
     _ablation(
         "coupling: rounding",
         skip(rows, "noise", 0.0),
-        _COUPLING + "test_padding_that_is_left_out_of_sums_is_rounding",
+        _CASES + "[experts]",
     ),
     _ablation(
         "coupling: joined norms",
@@ -95,7 +79,7 @@ PROBING: list[Ablation] = [
         "tests/probing/test_unjoinable.py::test_couplers_beside_batch_norm_calls[batch norm]",
     ),
     _ablation(
-        "coupling: state of the forward before",
+        "coupling: state that is kept",
         skip(probe.Probe, "remembering", ()),
         _CASES + "[codebook]",
         _COUPLING + "test_what_one_forward_leaves_for_the_next_couples_microbatches",
@@ -106,7 +90,7 @@ PROBING: list[Ablation] = [
         _CASES + "[batch norm]",
     ),
     _ablation(
-        "coupling: gradients pass what is put back",
+        "coupling: gradients in the loss",
         replace(runs, "_standing_in", lambda value, tensor: value),
         _LOSS + "test_sums_and_means_over_samples[gradient penalty]",
     ),
@@ -124,7 +108,7 @@ PROBING: list[Ablation] = [
     _ablation(
         "coupling: runs from the same start",
         replace(probe, "from_the_same_start", _nothing_kept),
-        _SHOWN + "test_hooks_and_lists_of_the_user_stay",
+        _COUPLING + "test_what_one_forward_leaves_for_the_next_couples_microbatches",
     ),
     _ablation(
         "coupling: all is put back",

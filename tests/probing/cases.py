@@ -61,6 +61,7 @@ CASES: dict[str, Case] = {
     "codebook": Case(models.Codebook, sequences, {"": False}),
     "codebook in eval mode": Case(lambda: models.Codebook().eval(), sequences, {}),
     "norm over steps": Case(models.LengthFirst, sequences, {"norm": True}),
+    "norm over padded steps": Case(models.Padded, sequences, {"norm": True}),
     "attention": Case(lambda: models.Attention(batch_first=True), sequences, {}),
     "attention over samples": Case(
         lambda: models.Attention(batch_first=False), sequences, {"attention": False}

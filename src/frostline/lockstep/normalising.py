@@ -7,7 +7,7 @@ dx = weight inv (dy - SD / N - xh SDX / N). No dx exists before both sums are co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class Statistics:
     mean: Tensor
     variance: Tensor
     eps: float
+    _cast: dict[torch.dtype, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, moments: Moments, eps: float) -> Statistics:
@@ -52,13 +53,21 @@ class Statistics:
         """One over the standard deviation, [channels], float64."""
         return (self.variance + self.eps).rsqrt()
 
+    def cast(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, variance and inverse in ``dtype``; made once for all parts."""
+        if dtype not in self._cast:
+            vectors = (self.mean, self.variance, self.inverse)
+            mean, variance, inverse = (vector.to(dtype) for vector in vectors)
+            self._cast[dtype] = mean, variance, inverse
+        return self._cast[dtype]
+
 
 def normalise(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, statistics: Statistics
 ) -> Tensor:
     """The output for one part, in the dtype of ``x``."""
     dtype = _dtype(x)
-    mean, variance = statistics.mean.to(dtype), statistics.variance.to(dtype)
+    mean, variance, _ = statistics.cast(dtype)
     weight, bias = (None if vector is None else vector.to(dtype) for vector in (weight, bias))
     return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, statistics.eps)
 
@@ -76,9 +85,7 @@ class Sums:
         if not x.numel():  # the kernel divides by the number of samples
             nothing = torch.zeros_like(statistics.mean)
             return cls(nothing, nothing)
-        dtype = _dtype(x)
-        mean, variance = statistics.mean.to(dtype), statistics.variance.to(dtype)
-        inverse = statistics.inverse.to(dtype)
+        mean, variance, inverse = statistics.cast(_dtype(x))
         _, dy_x, total = torch.ops.aten.native_batch_norm_backward(
             dy, x, None, mean, variance, mean, inverse, False, statistics.eps, [False, True, True]
         )

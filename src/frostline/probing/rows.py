@@ -113,17 +113,12 @@ def arrangements(size: int, count: int, device: torch.device) -> tuple[Tensor, T
 
 
 def told_by(candidates: Iterable[Tensor], rows: Tensor, *, first: bool) -> Tensor | None:
-    """The arrangement in which all rows that moved belong to the half that was replaced.
-
-    If it is none of ``candidates`` and just one half of the rows moved, that half (samples were
-    shuffled).
-    """
-    moved = int(rows.sum())
-    for candidate in candidates if moved else ():
+    """The arrangement in which all rows that moved belong to the half that was replaced."""
+    for candidate in candidates if bool(rows.any()) else ():
         own = candidate if first else ~candidate
         if not bool((rows & ~own).any()):
             return candidate
-    return (rows if first else ~rows) if 2 * moved == len(rows) else None
+    return None
 
 
 def effect(now: Tensor, before: Tensor, others: Tensor) -> float:

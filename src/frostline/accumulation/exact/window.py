@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from frostline._state import collecting_young_only
 from frostline.accumulation.arguments import nonfinite, refuse_nonfinite
 from frostline.accumulation.exact.engines import Engine
 from frostline.accumulation.exact.forwards import Forwards
@@ -33,6 +34,7 @@ def exact(forwards: Forwards, engine: Engine, backward: Callable[[Tensor], Any] 
         all_or_nothing(*forwards.models) as before,
         set_aside(forwards.model, (p for other in forwards.beside for p in other.parameters())),
         _uncompiled(),
+        collecting_young_only(),
     ):
         written = engine.run(forwards, backward or Tensor.backward)
         losses = [forwards.losses[k] for k in sorted(forwards.losses)]

@@ -19,15 +19,23 @@ from frostline.lockstep.shelving import Shelf, Shelved, is_plain
 
 @dataclass(eq=False, slots=True)
 class Gradient:
-    """A gradient that arrives in parts and waits on the shelf in between."""
+    """A gradient that arrives in parts and waits on the shelf in between.
+
+    Attributes:
+        shelf: where it waits.
+        fresh: all of this microbatch to which something was added since they were put aside.
+        held: what has arrived.
+    """
 
     shelf: Shelf
+    fresh: list[Gradient]
     held: Tensor | Shelved | None = None
 
     def add(self, more: Tensor) -> None:
         """Another part of it."""
         before = self.take()
         self.held = more if before is None else before + more
+        self.fresh.append(self)
 
     def put_aside(self) -> None:
         """Keep what has arrived on the shelf."""
@@ -75,10 +83,18 @@ class Cutter:
         shelf: where gradients wait.
         recomputation: says whether the window's backward goes on.
         root: a scalar that requires a gradient, so that what begins anew has a graph.
+        fresh: gets the gradients to which something is added.
     """
 
-    def __init__(self, shelf: Shelf, recomputation: Recomputation, root: Tensor) -> None:
+    def __init__(
+        self,
+        shelf: Shelf,
+        recomputation: Recomputation,
+        root: Tensor,
+        fresh: list[Gradient],
+    ) -> None:
         self._shelf, self._recomputation, self._root = shelf, recomputation, root
+        self._fresh = fresh
         self._shared: list[tuple[Tensor, int]] = []
 
     def cut(self, tensors: list[Tensor]) -> list[Cut]:
@@ -94,7 +110,7 @@ class Cutter:
         return [self._cut(tensor) for tensor in found]
 
     def _cut(self, tensor: Tensor) -> Cut:
-        cut = Cut(get_gradient_edge(tensor), Gradient(self._shelf))
+        cut = Cut(get_gradient_edge(tensor), Gradient(self._shelf, self._fresh))
         # No view, and it shares the count of writes with the old one.
         memory = tensor.detach()
         anew: Tensor = _Begin.apply(  # type: ignore[no-untyped-call]

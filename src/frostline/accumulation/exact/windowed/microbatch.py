@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from frostline.accumulation.exact.recomputing import Recomputation
-from frostline.accumulation.exact.windowed.cutting import Cut, Cutter
+from frostline.accumulation.exact.windowed.cutting import Cut, Cutter, Gradient
 from frostline.accumulation.exact.windowed.outputs import JoinedCall
 from frostline.lockstep.norm_calls import NormCall
 from frostline.lockstep.normalising import Sums
@@ -29,7 +29,8 @@ class Microbatch:
 
     def __init__(self, shelf: Shelf, recomputation: Recomputation, root: Tensor) -> None:
         self._shelf = shelf
-        self._cutter = Cutter(shelf, recomputation, root)
+        self._fresh: list[Gradient] = []
+        self._cutter = Cutter(shelf, recomputation, root, self._fresh)
         self._pieces: list[_Piece] = []
 
     @property
@@ -39,7 +40,7 @@ class Microbatch:
 
     def cut(self, call: NormCall, held: list[Tensor]) -> None:
         """It waits at a norm call: end the piece here."""
-        joined = JoinedCall.of(call, self._shelf)
+        joined = JoinedCall.of(call, self._shelf, self._fresh)
         self._pieces.append(_Piece(joined, self._cutter.cut(held)))
 
     def finish(self) -> None:
@@ -64,10 +65,9 @@ class Microbatch:
 
     def put_aside(self) -> None:
         """Keep the gradients that have arrived on the shelf."""
-        for piece in self._pieces:
-            piece.call.gradient.put_aside()
-            for cut in piece.cuts:
-                cut.gradient.put_aside()
+        for gradient in self._fresh:
+            gradient.put_aside()
+        self._fresh.clear()
 
 
 def _backward(ends: list[tuple[GradientEdge, Tensor]]) -> None:

@@ -37,13 +37,13 @@ class JoinedCall:
     statistics: Statistics | None = None
 
     @classmethod
-    def of(cls, call: NormCall, shelf: Shelf) -> JoinedCall:
+    def of(cls, call: NormCall, shelf: Shelf, fresh: list[Gradient]) -> JoinedCall:
         """What backward needs of a call; before the graph is cut."""
         x = call.input
         kept = shelf.put(x) if shelf.takes(x) else x.detach().clone()  # it may be written to
         weight = None if call.weight is None else call.weight.detach()
         edge = get_gradient_edge(x) if x.requires_grad and call.grad else None
-        return cls(kept, weight, edge, Gradient(shelf))
+        return cls(kept, weight, edge, Gradient(shelf, fresh))
 
     def load(self) -> Tensor:
         """The input."""
