@@ -27,7 +27,7 @@ def of(scene: str, way: str, what: str) -> list[Any]:
 
 
 def test_exact_follows_the_big_batch_and_plain_does_not() -> None:
-    """Three steps on the net with a norm of vectors."""
+    """A step of the net with a norm of vectors."""
     with reproducible():
         torch.manual_seed(0)
         start, images = digits.norm_of_vectors().double().train(), load_digits()
@@ -35,15 +35,13 @@ def test_exact_follows_the_big_batch_and_plain_does_not() -> None:
     truth = states["big batch"]
     far = {name: float((state - truth).norm() / truth.norm()) for name, state in states.items()}
     assert far["exact"] < 1e-13
-    assert min(far[name] for name in ("plain", "deferred", "compensated")) > 1e-2
+    assert min(far[name] for name in ("plain", "deferred", "compensated")) > 1e-3
 
 
 def _trained(model: torch.nn.Module, way: str, images: Any) -> torch.Tensor:
     optimizer = torch.optim.SGD(model.parameters(), lr=digits.LEARNING_RATE)
-    for index in torch.arange(3 * digits.BATCH).split(digits.BATCH):
-        optimizer.zero_grad()
-        digits.WAYS[way](model, (images.images[index].double(), images.labels[index]))
-        optimizer.step()
+    digits.WAYS[way](model, (images.images[: digits.BATCH].double(), images.labels[: digits.BATCH]))
+    optimizer.step()
     return torch.cat([tensor.flatten() for tensor in model.state_dict().values()])
 
 
@@ -78,7 +76,7 @@ def test_the_docs_have_the_stored_figures() -> None:
     assert page.stale(RECORD) == []
     other = copy.deepcopy(RECORD)
     other["scenes"]["vectors"]["plain"][0]["accuracy"][-1] += 40
-    assert page.stale(other) == [page.PAGE.name, page.PLOT.name]
+    assert page.tell(other) != page.tell(RECORD)
 
 
 @pytest.mark.parametrize("scene", digits.SCENES)
@@ -102,14 +100,34 @@ def test_a_norm_of_vectors_loses_its_accuracy_in_the_weights() -> None:
                 )
             ]
             assert min(lost) > 5, (way, what)
+        median = statistics.median(_last(of("vectors", way, "accuracy")))
+        assert median <= statistics.median(_last(of("vectors", "plain", "accuracy")))
 
 
 def _last(values: list[Any]) -> list[float]:
     return [value[-1] if isinstance(value, list) else value for value in values]
 
 
-def test_norms_of_images_show_no_difference_in_accuracy() -> None:
-    truth = _last(of("images", "big batch", "accuracy"))
+@pytest.mark.parametrize("scene", ["images", "by class"])
+def test_norms_of_images_show_no_difference_in_accuracy(scene: str) -> None:
+    truth = _last(of(scene, "big batch", "accuracy"))
     for way in ("plain", "deferred", "compensated"):
-        points = [a - b for a, b in zip(_last(of("images", way, "accuracy")), truth, strict=True)]
+        points = [a - b for a, b in zip(_last(of(scene, way, "accuracy")), truth, strict=True)]
         assert abs(statistics.median(points)) < page.ONE_POINT, way
+
+
+def test_the_loss_by_class_is_larger_but_not_with_every_start() -> None:
+    truth = _last(of("by class", "big batch", "loss"))
+    for way in ("plain", "deferred", "compensated"):
+        ratios = [a / b for a, b in zip(_last(of("by class", way, "loss")), truth, strict=True)]
+        assert min(ratios) < 1 < 1.5 < statistics.median(ratios), way
+
+
+def test_after_one_epoch_only_plain_is_ahead_in_running_statistics() -> None:
+    for scene in ("images", "by class"):
+        first = {
+            way: statistics.median(curve[0] for curve in of(scene, way, "accuracy"))
+            for way in SCENES[scene]
+        }
+        assert min(first, key=first.__getitem__) in ("exact", "big batch")
+        assert max(first, key=first.__getitem__) == "plain"

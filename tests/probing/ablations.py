@@ -56,7 +56,7 @@ PROBING: list[Ablation] = [
         _EXPERTS + "[66]",
         _EXPERTS + "[81]",
     ),
-    _ablation("coupling: sorted, by rows", skip(runs, "are_sorted", False), _EXPERTS + "[0]"),
+    _ablation("coupling: sorted, by rows", skip(runs, "are_sorted", False), _EXPERTS + "[2]"),
     _ablation(
         "coupling: dropout is off",
         skip(probe, "_quieten"),
