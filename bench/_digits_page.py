@@ -58,7 +58,7 @@ def tell(record: Record) -> str:
     parts = []
     for key, ways in scenes.items():
         rows = [_row(name, runs) for name, runs in ways.items()]
-        parts.append(f"### {TITLES[key].capitalize()}\n\n{_table(heads, rows)}")
+        parts.append(f"## {TITLES[key].capitalize()}\n\n{_table(heads, rows)}")
     return "\n".join([*parts, *(_verdict(key, ways) for key, ways in scenes.items())])
 
 

@@ -94,10 +94,18 @@ class Probe:
     ) -> None:
         self.samples = samples
         self._model, self._run, self._beside = model, run, beside
-        self._statistics: list[Statistics] | None = [] if joined else None
-        self._first = First()
-        self._result = self._watched(samples.batch(), self._first)
+        self._joined = joined
+        try:
+            self._begin(grad=False)
+        except RuntimeError:  # it asks for gradients itself, as a gradient penalty does
+            self._begin(grad=True)
         self._twice = self._doubled()
+
+    def _begin(self, *, grad: bool) -> None:
+        self._grad = grad
+        self._statistics: list[Statistics] | None = [] if self._joined else None
+        self._first = First()
+        self._result = self._watched(self.samples.batch(), self._first)
 
     def reduction(self) -> Reduction:
         """How the result, a loss, grows when each sample is there twice."""
@@ -162,7 +170,8 @@ class Probe:
         norms = nullcontext() if statistics is None else JoinedNorms(self._model, statistics)
         with from_the_same_start([self._model, *self._beside]), norms:
             _quieten(self._model)
-            yield
+            with torch.set_grad_enabled(self._grad):
+                yield
 
     def _doubled(self) -> list[Tensor] | None:
         """The results for twice the samples; None for a model that takes no such batch."""

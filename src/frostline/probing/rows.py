@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -26,6 +27,24 @@ class Seen:
     value: Tensor
     dim: int | None = None
     first: Tensor | None = None
+
+    @cached_property
+    def _tolerance(self) -> float:
+        if not self.value.numel():
+            return 0.0
+        return noise(self.value.dtype) * float(self.value.abs().nan_to_num(0, 0, 0).amax())
+
+    def moved_in(self, now: Tensor) -> Tensor:
+        """Which elements differ from what they are in ``now`` by more than rounding.
+
+        NaN equals NaN.
+        """
+        distance = (now - self.value).abs()
+        moved = distance > self._tolerance
+        if not bool(distance.sum().isfinite()):
+            both = now.isnan() & self.value.isnan()
+            moved |= distance.isnan() & (now != self.value) & ~both
+        return moved
 
     def fits(self, other: Tensor) -> bool:
         """Whether the elements of both correspond."""
@@ -63,18 +82,19 @@ class Moved:
     """What differs between a run with half of the samples replaced and the first run.
 
     Attributes:
-        elements: by more than rounding; bool, in the shape of the tensor.
-        rows: whether any element moved, for each index along the samples' dimension.
+        rows: whether any element moved by more than rounding, for each index along the samples'
+            dimension.
         strays: whether some moved that belong to the half that was not replaced.
+        elements: which did; bool, in the shape of the tensor. Kept for strays.
         sorted: whether that may be because rows stand in other places than before.
         effect: largest change of another sample, in root mean squares of the tensor; infinite
             where a number became none.
         kept: the tensor as it came, where it is needed.
     """
 
-    elements: Tensor
     rows: Tensor
     strays: bool = False
+    elements: Tensor | None = None
     sorted: bool = False
     effect: float = 0.0
     kept: Tensor | None = None
@@ -88,13 +108,6 @@ def noise(dtype: torch.dtype) -> float:
     """
     eps = torch.finfo(dtype).eps
     return 2 * eps if eps > 1e-4 else 16 * eps
-
-
-def moved_elements(now: Tensor, before: Tensor) -> Tensor:
-    """Which elements differ by more than rounding; NaN equals NaN."""
-    scale = before.abs().nan_to_num(0.0, 0.0, 0.0).amax() if before.numel() else 0.0
-    near = (now - before).abs() <= noise(before.dtype) * scale
-    return (now != before) & ~near & ~(now.isnan() & before.isnan())
 
 
 def arrangements(size: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -161,9 +174,15 @@ def is_coupled(seen: Seen, count: int, one: Moved | None, other: Moved | None) -
     """
     if one is None or other is None or not (one.strays or other.strays):
         return False
-    if seen.parts(count) == 1 and bool((one.elements & other.elements).any()):
+    if seen.parts(count) == 1 and _share_elements(one, other):
         return True
     first = seen.first
     if first is None or one.sorted or other.sorted:
         return False
     return bool(one.rows[first].all()) and bool(other.rows[~first].all())
+
+
+def _share_elements(one: Moved, other: Moved) -> bool:
+    if one.elements is None or other.elements is None:
+        return False
+    return bool((one.elements & other.elements).any())

@@ -18,7 +18,6 @@ from frostline.probing.rows import (
     are_sorted,
     arrangements,
     effect,
-    moved_elements,
     told_by,
 )
 
@@ -165,7 +164,7 @@ class Replaced:
 
     def _cleaned(self, site: Site, seen: Seen, tensor: Tensor) -> Tensor:
         now = tensor.detach()
-        elements = moved_elements(now, seen.value)
+        elements = seen.moved_in(now)
         if not bool(elements.any()):
             return tensor
         self.anything = True
@@ -176,14 +175,14 @@ class Replaced:
         strays = rows & ~own
         if not bool(strays.any()):
             kept = now.clone() if site in self.keep else None
-            self.moved[site] = Moved(elements, rows, kept=kept)
+            self.moved[site] = Moved(rows, kept=kept)
             return tensor
         others = seen.along(~own)
         several = seen.parts(self.count) > 1
         self.moved[site] = Moved(
-            elements,
             rows,
             strays=True,
+            elements=elements,
             sorted=several and are_sorted(now, seen.value, seen.dim),
             effect=effect(now, seen.value, others),
             kept=now.clone(),
@@ -251,7 +250,7 @@ class Again:
         if seen is None or not seen.fits(tensor) or tensor in self._known:
             return tensor
         now = tensor.detach()
-        elements = moved_elements(now, seen.value)
+        elements = seen.moved_in(now)
         if bool(elements.any()):
             self.changed[passing.site] = effect(now, seen.value, elements)
             tensor = _standing_in(seen.value, tensor)
