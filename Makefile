@@ -43,6 +43,8 @@ lint: $(DEV_STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/python bench/_report.py --check
 	$(BIN)/python bench/two_domains.py --check
+	$(BIN)/python bench/digits_accumulation.py --check
+	$(BIN)/python -m tests.peers --check
 
 format: $(DEV_STAMP)
 	$(BIN)/ruff check --fix .

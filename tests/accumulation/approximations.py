@@ -237,10 +237,8 @@ def _all_but_channels(x: Tensor) -> list[int]:
 
 def _normalised(call: NormCall, mean: Tensor, variance: Tensor) -> Tensor:
     shape = [1, -1] + [1] * (call.input.dim() - 2)
-    scale = torch.rsqrt(variance + call.eps)
-    if call.weight is not None:
-        scale = scale * call.weight
-    y = (call.input - mean.view(shape)) * scale.view(shape)
+    y = (call.input - mean.view(shape)) * torch.rsqrt(variance + call.eps).view(shape)
+    y = y if call.weight is None else y * call.weight.view(shape)
     return y if call.bias is None else y + call.bias.view(shape)
 
 
@@ -248,9 +246,6 @@ def _update(call: NormCall, mean: Tensor, variance: Tensor) -> None:
     for running, new in ((call.running_mean, mean), (call.running_var, variance)):
         if running is not None:
             running.mul_(1 - call.momentum).add_(new * call.momentum)
-
-
-# --- running statistics, recomputed -----------------------------------------------------------
 
 
 def precise_bn(model: nn.Module, batches: Iterable[Batch]) -> None:

@@ -105,7 +105,7 @@ def test_constants_are_worse_than_plain_where_microbatches_are_larger(model: str
     assert ways["window statistics as constants"]["gradient"] > ways["plain"]["gradient"]
 
 
-@pytest.mark.parametrize("k", map(str, COUNTS))
+@pytest.mark.parametrize("k", [str(k) for k in COUNTS])
 @pytest.mark.parametrize("model", ["ResNet-18", "MobileNetV3"])
 def test_windowed_takes_less_than_plain_and_the_kept_tape_as_much_as_the_batch(
     model: str, k: str

@@ -93,6 +93,15 @@ def test_code_before_a_module_is_told_by_that_module() -> None:
     assert (norm.name, norm.what) == ("norm", "its output")
 
 
+def test_a_norm_that_is_called_below_the_function_cannot_be_joined() -> None:
+    class Below(nn.BatchNorm1d):
+        def forward(self, x: Tensor) -> Tensor:
+            own = (self.weight, self.bias, self.running_mean, self.running_var)
+            return torch.native_batch_norm(x, *own, True, 0.1, 1e-5)[0]
+
+    assert named(mlp(Below(WIDTH)), vectors()) == {"1": False}
+
+
 def test_a_sample_that_is_seen_but_does_not_see_is_found() -> None:
     assert named(mlp(models.Cumulated()), vectors(2)) == {"1": False}
 

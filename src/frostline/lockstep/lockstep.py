@@ -24,7 +24,7 @@ from frostline.lockstep.norm_calls import NormCall, NormCalls, native_batch_norm
 from frostline.lockstep.places import Places
 from frostline.lockstep.spectral import SpectralNorms
 from frostline.lockstep.streams import streams
-from frostline.lockstep.thread_state import ThreadState
+from frostline.lockstep.thread_state import ThreadState, put_random
 from frostline.lockstep.updates import Updates
 from frostline.lockstep.waiting import Waiting
 
@@ -130,7 +130,7 @@ class Lockstep:
             self._base.put()
             if kind is None and self.runs and self.runs[0].state is not None:
                 # Draws go on where the first run stopped.
-                torch.set_rng_state(self.runs[0].state.random[0])
+                put_random(self.runs[0].state.random)
 
     @property
     def current(self) -> Run:

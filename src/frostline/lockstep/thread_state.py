@@ -63,7 +63,7 @@ class ThreadState:
         _put_modes(self.modes)
         _pop_hooks()
         _push_hooks(self.hooks)
-        _put_random(self.random)
+        put_random(self.random)
 
 
 def _set_deterministic(value: tuple[bool, bool]) -> None:
@@ -140,7 +140,8 @@ def _random() -> tuple[Tensor, list[Tensor]]:
     return torch.get_rng_state(), cuda
 
 
-def _put_random(random: tuple[Tensor, list[Tensor]]) -> None:
+def put_random(random: tuple[Tensor, list[Tensor]]) -> None:
+    """Set the global generators, CPU and CUDA."""
     cpu, cuda = random
     torch.set_rng_state(cpu)
     if cuda:

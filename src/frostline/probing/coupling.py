@@ -24,7 +24,7 @@ def coupling(
     Gradients of microbatches add up to those of the big batch if each sample is computed by itself
     and the loss is a sum or a mean over samples. That is tried out: some samples are replaced by
     others, and what moves of the rest was coupled. The model runs in the modes that it is in, on
-    four samples of ``batch`` (on two, if there are no more), five to ten times; gradients, state
+    four samples of ``batch`` (on two, if there are no more), six to twelve times; gradients, state
     and random generators are as before.
 
     Args:

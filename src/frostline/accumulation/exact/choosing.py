@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 from frostline.accumulation.arguments import Offload
 from frostline.accumulation.exact.engines import Engine, Joined, Windowed
 from frostline.accumulation.exact.forwards import Forwards
-from frostline.accumulation.exact.planning import plan_for
+from frostline.accumulation.exact.planning import is_on_device, plan_for
 from frostline.lockstep.storing import DiskStore, HostStore, Store
 
 
@@ -36,8 +36,3 @@ def engine_for(
 def offloaded(store: Store, model: nn.Module) -> Engine:
     """One microbatch at a time, but with one backward where ranks exchange gradients in it."""
     return Joined(store) if isinstance(model, DistributedDataParallel) else Windowed(store)
-
-
-def is_on_device(model: nn.Module) -> bool:
-    """Whether any parameter is elsewhere than in the host's memory."""
-    return any(parameter.device.type != "cpu" for parameter in model.parameters())

@@ -7,6 +7,7 @@ import os
 import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,20 +124,23 @@ def _options(forwards: Forwards, found: Footprint, *, can_join: bool) -> list[_O
     if not (can_join and _fit_together(forwards)):
         return [("forwards in step, in memory", big, Joined), last]
     options: list[_Option] = [("the big batch", big, BigBatch)]
-    if found.checkpointed is not None:
-        again = int(times * (found.checkpointed + working))
-        options.append(
-            ("the big batch, blocks run again", again, lambda: BigBatch(checkpointed=True))
-        )
-    options.append(
-        (f"the big batch, saved tensors {away[0]}", kept_away, lambda: BigBatch(away[1]()))
-    )
+    again = found.checkpointed
+    if again is not None:
+        peak = int(times * (again + working))
+        options.append(("the big batch, blocks run again", peak, partial(BigBatch, None, True)))
+    hooked = f"the big batch, saved tensors {away[0]}", kept_away, lambda: BigBatch(away[1]())
+    # A disk takes less time than to compute again, the way to the host's memory takes more.
+    options.insert(len(options) if is_on_device(forwards.model) else 1, hooked)
     return [*options, last]
 
 
 def _away(model: nn.Module) -> tuple[str, Callable[[], Store]]:
-    on_device = any(parameter.device.type != "cpu" for parameter in model.parameters())
-    return ("in host memory", HostStore) if on_device else ("on disk", DiskStore)
+    return ("in host memory", HostStore) if is_on_device(model) else ("on disk", DiskStore)
+
+
+def is_on_device(model: nn.Module) -> bool:
+    """Whether any parameter is elsewhere than in the host's memory."""
+    return any(parameter.device.type != "cpu" for parameter in model.parameters())
 
 
 def _sizes(forwards: Forwards) -> float:
