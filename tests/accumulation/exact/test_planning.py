@@ -79,7 +79,7 @@ def test_what_cannot_be_joined_is_not_joined() -> None:
         "forwards in step, in memory",
         "one microbatch at a time, the rest on disk",
     ]
-    case = CASES["unet"]
+    case = CASES["timm resnet, bottleneck"]
     x, y = case.big_batch()
     ragged = [(x[:4], y[:4]), (x[4:, ..., ::2, ::2], y[4:])]
     forwards = Forwards(case.build(), case.loss, ragged, [0.5, 0.5])
