@@ -128,9 +128,8 @@ def _options(forwards: Forwards, found: Footprint, *, can_join: bool) -> list[_O
     if again is not None:
         peak = int(times * (again + working))
         options.append(("the big batch, blocks run again", peak, partial(BigBatch, None, True)))
-    hooked = f"the big batch, saved tensors {away[0]}", kept_away, lambda: BigBatch(away[1]())
-    # A disk takes less time than to compute again, the way to the host's memory takes more.
-    options.insert(len(options) if is_on_device(forwards.model) else 1, hooked)
+    hooked = f"the big batch, saved tensors {away[0]}"
+    options.append((hooked, kept_away, lambda: BigBatch(away[1]())))
     return [*options, last]
 
 
