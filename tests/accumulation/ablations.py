@@ -148,7 +148,7 @@ ACCUMULATING: list[Ablation] = [
     _ablation(
         "hooks do not see the checks",
         replace(refusals, "unseen", _nothing),
-        _TESTS + "exact/test_unseen.py::test_hooks_do_not_see_the_checks",
+        _TESTS + "exact/test_unseen.py::test_hooks_do_not_see_the_checks[None]",
     ),
     _ablation(
         "after an error all is as before",
