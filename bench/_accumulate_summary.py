@@ -43,7 +43,7 @@ def later(kinds: dict[str, list[Sample]]) -> list[float]:
 
 
 def claims(samples: Iterable[Sample]) -> list[Claim]:
-    """All that the issue asks for, model by model."""
+    """All targets, model by model."""
     found = grouped(samples)
     return [claim for model in MODELS for claim in _of_model(found, model)]
 

@@ -20,7 +20,7 @@ READINGS: dict[str, tuple[str, Callable[[Sample], float], float]] = {
 
 
 def claims(samples: Iterable[Sample]) -> list[Claim]:
-    """All that the issue asks of layerwise, set by set; of the other ways the time."""
+    """All targets of layerwise, set by set; of the other ways the time."""
     found: dict[tuple[str, int], dict[str, list[Sample]]] = {}
     for sample in sorted(samples, key=lambda sample: sample["round"]):
         ways = found.setdefault((sample["model"], sample["samples"]), {})
