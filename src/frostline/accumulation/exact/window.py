@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from frostline._batches import tensors_in
 from frostline._state import collecting_young_only
 from frostline.accumulation.arguments import nonfinite, refuse_nonfinite
 from frostline.accumulation.exact.engines import Engine
@@ -38,9 +39,9 @@ def exact(forwards: Forwards, engine: Engine, backward: Callable[[Tensor], Any] 
     ):
         written = engine.run(forwards, backward or Tensor.backward)
         losses = [forwards.losses[k] for k in sorted(forwards.losses)]
-        if backward is None:
-            refuse_nonfinite(losses)
-        elif nonfinite(losses):
+        if nonfinite(losses):
+            if backward is None:
+                _refuse_nonfinite(forwards, losses)
             before.restore_buffers()
         if written is not None:
             _refuse_unknown(before, written)
@@ -55,6 +56,20 @@ def _uncompiled() -> Iterator[None]:
         return
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+def _refuse_nonfinite(forwards: Forwards, losses: list[Tensor]) -> None:
+    """The statistics carry it to all losses, so what came in is named, where it came in so."""
+    for k, microbatch in enumerate(forwards.microbatches):
+        floating = (tensor for tensor in tensors_in(microbatch) if tensor.is_floating_point())
+        if not all(bool(tensor.isfinite().all()) for tensor in floating):
+            raise AccumulationError(
+                f"microbatch {k} holds values that are not finite, and so is the window's loss "
+                f"{torch.stack(losses).sum().item()}; gradients and statistics are as before the "
+                "window. Where a GradScaler is to skip it: "
+                "backward=lambda loss: scaler.scale(loss).backward()"
+            )
+    refuse_nonfinite(losses)
 
 
 def _refuse_unknown(before: Before, written: set[int]) -> None:
