@@ -115,7 +115,9 @@ def input_gradient(
     scale, slope, constant = (vector.to(dtype) for vector in (scale, slope, constant))
     # The fastest kernel for slope x + constant is that of a batch norm in eval mode.
     still = torch.zeros_like(slope), torch.ones_like(slope)
-    gradient = F.batch_norm(x.to(dtype), *still, slope, constant, False, 0.0, 0.0)
+    # Not by torch.nn.functional, which refuses an eps of 0 in some releases.
+    cudnn = torch.backends.cudnn.enabled
+    gradient = torch.batch_norm(x.to(dtype), slope, constant, *still, False, 0.0, 0.0, cudnn)
     shape = [1, -1] + [1] * (x.dim() - 2)
     return gradient.addcmul_(dy.to(dtype), scale.view(shape)).to(x.dtype)
 
