@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-_NUMBER = re.compile(r"\d+")
+# Longer ones are no numbers of siblings, and Python refuses to read those of thousands of digits.
+_NUMBER = re.compile(r"(?<!\d)\d{1,9}(?!\d)")
 _RUNS = 4  # separate runs of numbers that are listed; more become a star
 
 
