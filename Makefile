@@ -17,7 +17,7 @@ INPUTS     := pyproject.toml constraints-dev.txt
 # file, since the examples of a page follow each other.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-all ablate peers lint format bench docs wheel editable dev clean
+.PHONY: demo test test-all zoo ablate peers lint format bench docs wheel editable dev clean
 .DEFAULT_GOAL := test
 
 demo: $(DEMO_ENV)
@@ -28,6 +28,10 @@ test: $(DEV_STAMP)
 
 test-all: $(DEV_STAMP)
 	$(TESTS)
+
+# What a step changes, predicted without data, against a real step: on a hundred architectures.
+zoo: $(DEV_STAMP)
+	$(TESTS) tests/auditing/predicting/test_architectures.py
 
 ablate: $(DEV_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/ablate.py
@@ -44,6 +48,7 @@ lint: $(DEV_STAMP)
 	$(BIN)/python bench/_report.py --check
 	$(BIN)/python bench/two_domains.py --check
 	$(BIN)/python bench/digits_accumulation.py --check
+	$(BIN)/python bench/gpu_accumulation.py --check
 	$(BIN)/python -m tests.peers --check
 
 format: $(DEV_STAMP)

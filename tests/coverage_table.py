@@ -17,7 +17,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "coverage.md"
 VERDICTS = {
     "held": "it does not happen to a frozen part",
     "caught": "it is not prevented; `part.changes()`, or a guard, names what it did to the tensors",
-    "told": "it is said: by a warning, a reported change, or `print(part)`",
+    "told": "it is said: by `fl.audit`, a warning, a reported change, or `print(part)`",
     "refused": "an error that names it, before anything is frozen or trained any further",
     "planned": "nothing yet; it belongs to the feature that is named",
     "out of scope": "left to somebody else, and why",
@@ -46,6 +46,152 @@ T = "tests/"
 Z = "tests/freezing/"
 HOLD = Z + "test_hold_table.py::test_held"
 CHANGES = "`changes()`: `value`"
+
+# Before a run: the rules of the audit that tell a failure mode of the corpus in tests/auditing/faults,
+# by the digits of their codes. The others cannot be told from a set-up; the corpus says why.
+TOLD = {
+    "F1": ("101",),
+    "F2": (
+        "101",
+        "102",
+    ),
+    "F3": ("102",),
+    "F4": ("102",),
+    "F5": ("101",),
+    "F6": ("101",),
+    "F7": ("110",),
+    "F8": ("105",),
+    "F9": (
+        "101",
+        "105",
+    ),
+    "F10": (
+        "101",
+        "102",
+    ),
+    "F11": (
+        "101",
+        "502",
+    ),
+    "F12": ("102",),
+    "F13": ("102",),
+    "F14": ("109",),
+    "F15": ("007",),
+    "F16": (
+        "101",
+        "504",
+    ),
+    "F17": (
+        "101",
+        "504",
+    ),
+    "F18": (
+        "101",
+        "102",
+    ),
+    "F20": (
+        "202",
+        "204",
+    ),
+    "F21": ("007",),
+    "F22": ("101",),
+    "F24": ("206",),
+    "F25": ("005",),
+    "F26": (
+        "005",
+        "201",
+    ),
+    "F27": (
+        "003",
+        "101",
+        "202",
+    ),
+    "F28": ("005",),
+    "F29": ("202",),
+    "F31": ("202",),
+    "F32": (
+        "003",
+        "101",
+    ),
+    "F33": (
+        "003",
+        "101",
+    ),
+    "F34": ("006",),
+    "F37": ("001",),
+    "F38": ("002",),
+    "F39": ("003",),
+    "F40": (
+        "003",
+        "101",
+    ),
+    "F41": (
+        "003",
+        "004",
+    ),
+    "F42": ("003",),
+    "F43": (
+        "003",
+        "301",
+    ),
+    "F44": ("003",),
+    "F45": (
+        "003",
+        "202",
+        "204",
+    ),
+    "F46": ("402",),
+    "F47": ("402",),
+    "F48": ("106",),
+    "F49": (
+        "102",
+        "108",
+    ),
+    "F50": ("104",),
+    "F51": ("107",),
+    "F52": ("111",),
+    "F53": (
+        "100",
+        "108",
+    ),
+    "F54": (
+        "108",
+        "401",
+    ),
+    "F55": ("103",),
+    "F56": ("601",),
+    "F57": ("108",),
+    "F58": (
+        "101",
+        "102",
+        "403",
+    ),
+    "F59": ("404",),
+    "F60": ("402",),
+    "F61": ("006",),
+    "F63": ("402",),
+    "F65": ("303",),
+    "F66": ("207",),
+    "F67": (
+        "207",
+        "703",
+    ),
+    "F68": ("112",),
+    "F69": ("113",),
+    "F71": ("701",),
+    "F72": ("702",),
+    "F77": (
+        "003",
+        "101",
+    ),
+    "F79": (
+        "202",
+        "204",
+    ),
+    "F82": ("101",),
+    "F84": ("005",),
+    "F85": ("101",),
+}
 
 # fmt: off
 MODES = [
@@ -78,9 +224,9 @@ OPTIMIZERS = [
     Row("F24", "Rows with zeroed gradients still decay", "planned", "freezing of rows; whole tensors: F26", None),
     Row("F25", "Gradients from before the freeze move frozen tensors", "held", "gradients go at the freeze", HOLD + "[BatchNorm1d, three steps of SGD]"),
     Row("F26", "An optimizer from before the freeze keeps momentum and decay", "held", "no gradient, no step; with `optimizer=` its state is set aside", Z + "test_optimizers.py::test_momentum_set_aside_by_freeze_comes_back"),
-    Row("F27", "Left out of the optimizer, but still gathering gradients", "planned", "audit", None ),
+    Row("F27", "Left out of the optimizer, but still gathering gradients", "told", "`fl.audit`", T + "auditing/test_faults.py::test_a_fault_is_told_by_its_codes[F27-left_out_of_the_optimizer_only]"),
     Row("F28", "Stale gradients of frozen tensors shrink the clipped step of the rest", "held", "gradients go at the freeze", Z + "test_optimizers.py::test_freeze_clears_gradients_and_undo_brings_the_objects_back"),
-    Row("F29", "What is thawed is in no optimizer", "planned", "audit, schedule; `unfreeze` returns what has to be added", None),
+    Row("F29", "What is thawed is in no optimizer", "told", "`fl.audit`; `unfreeze` returns what has to be added", T + "auditing/test_faults.py::test_a_fault_is_told_by_its_codes[F29-thawed_and_in_no_optimizer]"),
     Row("F30", "New groups break schedulers and resuming", "held", "groups stay as they are", Z + "test_optimizers.py::test_groups_stay"),
     Row("F31", "A parameter is skipped because another has equal values", "held", "identity decides", T + "test_names.py::test_aliases_follow_identity_and_not_equality"),
     Row("F32", "A framework switches `requires_grad` on again", "caught", "`changes()`: `requires_grad`", Z + "test_impossible.py::test_requires_grad_switched_on_again_is_named_and_not_undone"),
@@ -91,8 +237,8 @@ OPTIMIZERS = [
 ]
 
 SELECTING = [
-    Row("F37", "`module.requires_grad = False` does nothing", "planned", "audit; `freeze` sets the flags of parameters", None),
-    Row("F38", "A misspelt flag on a parameter does nothing", "planned", "audit", None),
+    Row("F37", "`module.requires_grad = False` does nothing", "told", "`fl.audit`; `freeze` sets the flags of parameters", T + "auditing/test_faults.py::test_a_fault_is_told_by_its_codes[F37-flag_set_on_the_model]"),
+    Row("F38", "A misspelt flag on a parameter does nothing", "told", "`fl.audit`", T + "auditing/test_faults.py::test_a_fault_is_told_by_its_codes[F38-flag_misspelt_on_parameters]"),
     Row("F39", "A prefix hits too much: `layer1` and `layer10`", "held", "names are anchored", T + "test_selection.py::test_modules[a name is anchored: layer1 is not layer10]"),
     Row("F40", "A selector hits nothing, silently", "refused", "`SelectionError` with the nearest names", T + "test_selection.py::test_no_match_says_what_is_near"),
     Row("F41", "Parameters of the root are missed", "held", "tensors are found by name, not by child", HOLD + "[root parameters, gradients written by hand]"),
@@ -113,7 +259,7 @@ STATE = [
     Row("F53", "Queues, counters and caches are written in training mode", "held", "eval mode", HOLD + "[call counter, model.train()]"),
     Row("F54", "Tensors that no state dict has", "held", "sealed too; numbers that are no tensors are not covered", HOLD + "[non-persistent statistic, model.train()]"),
     Row("F55", "Dropout and its kin stay on in the frozen part", "held", '`mode="eval"`; `mode="follow"` leaves them on', Z + "test_switches.py::test_mode_decides_dropout"),
-    Row("F56", "Randomness by function ignores eval mode", "planned", "audit; no mode can hold it", None),
+    Row("F56", "Randomness by function ignores eval mode", "told", "`fl.audit` with a batch; no mode can hold it", T + "auditing/test_faults.py::test_a_fault_is_told_by_its_codes[F56-dropout_by_function_in_eval]"),
     Row("F57", "Modules that write to themselves in eval mode", "caught", "first forward compared, put back, `FrozenStateChanged`", Z + "test_watching.py::test_first_forward_names_the_write_and_puts_the_value_back"),
 ]
 
@@ -129,8 +275,8 @@ ADAPTERS = [
 ]
 
 AUTOGRAD = [
-    Row("F66", "`no_grad` around a frozen middle cuts gradients to what is before it", "held", "flags only; a `no_grad` of one's own: audit, planned", Z + "test_not_harmed.py::test_gradients_through_a_frozen_middle_are_those_of_the_flag"),
-    Row("F67", "Reentrant checkpointing of frozen inputs loses all gradients", "planned", "audit", None),
+    Row("F66", "`no_grad` around a frozen middle cuts gradients to what is before it", "held", "flags only; a `no_grad` of one's own: `fl.audit` with a batch", Z + "test_not_harmed.py::test_gradients_through_a_frozen_middle_are_those_of_the_flag"),
+    Row("F67", "Reentrant checkpointing of frozen inputs loses all gradients", "told", "`fl.audit`", T + "auditing/test_faults.py::test_a_fault_is_told_by_its_codes[F67-reentrant_checkpoint_of_a_library]"),
     Row("F68", "Recurrent layers on cuDNN cannot go backward in eval mode", "held", "the kernel is told to train, dropout 0; seen on the CPU only", Z + "test_holders.py::test_kernel_is_told_to_train_only_where_the_input_needs_a_gradient"),
     Row("F69", "Eval mode switches activation checkpointing off", "held", "layers of transformers; others are warned of", Z + "test_checkpointing.py::test_held_layers_save_as_few_bytes_as_free_ones"),
     Row("F70", "A freeze saves neither memory nor time", "told", "`summary` says what a step will take; time: speed, planned", T + "summaries/test_step.py::test_frozen_layers_save_nothing_below_the_first_trainable_one"),
@@ -154,7 +300,7 @@ PROCESS = [
     Row("F82", "A status reports what was meant, not what is", "caught", "`changes()`: `mode`, from the modules themselves", Z + "test_sealing.py::test_mode_detection"),
     Row("F83", "Nobody can say what is frozen", "told", "`print(part)`", Z + "test_part.py::test_print_counts"),
     Row("F84", "The freeze comes inside of a step", "held", "gradients go at the freeze", T + "test_failure_modes.py::test_a_freeze_inside_of_a_step_comes_in_time"),
-    Row("F85", "Tutorials set flags and stop there", "planned", "audit of scripts", None),
+    Row("F85", "Tutorials set flags and stop there", "told", "`fl.audit`; for a whole script `frostline guard`", T + "auditing/test_faults.py::test_a_fault_is_told_by_its_codes[F85-tutorial_of_transfer_learning]"),
 ]
 
 NAMED = T + "test_mutations.py::test_a_write_is_named"
@@ -261,13 +407,18 @@ def page() -> str:
 
 
 def _section(title: str, rows: list[Row]) -> str:
-    lines = [f"## {title}", "", "| | What happens | Verdict | By | Test |", "|---|---|---|---|---|"]
-    return "\n".join([*lines, *map(_line, rows), ""])
+    # What writes to a tensor is seen when it does; before that there are only failure modes.
+    audited = any(row.id in TOLD for row in rows)
+    head = ["", "What happens", "Verdict", "By", *(["Told before by"] if audited else []), "Test"]
+    lines = [f"## {title}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    return "\n".join([*lines, *(_line(row, audited) for row in rows), ""])
 
 
-def _line(row: Row) -> str:
+def _line(row: Row, audited: bool) -> str:
     test = f"`{row.test.removeprefix('tests/')}`" if row.test is not None else ""
-    return f"| {row.id} | {row.failure} | {row.verdict} | {row.by} | {test} |"
+    codes = ", ".join(f"[FRZ{n}](rules/frz{n}.md)" for n in TOLD.get(row.id, ()))
+    cells = [row.id, row.failure, row.verdict, row.by, *([codes] if audited else []), test]
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

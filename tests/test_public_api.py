@@ -18,6 +18,7 @@ ROOT_NAMES = [
     "FLAGGED",
     "accumulate",
     "attribute",
+    "audit",
     "coupling",
     "digest",
     "errors",

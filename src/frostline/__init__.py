@@ -7,6 +7,7 @@ from frostline import types as types
 from frostline.accumulation import accumulate as accumulate
 from frostline.accumulation import split as split
 from frostline.attribution import attribute as attribute
+from frostline.auditing import audit as audit
 from frostline.explaining import explain as explain
 from frostline.freezing import freeze as freeze
 from frostline.freezing import parts as parts

@@ -261,11 +261,21 @@ class _View:
 
     def _made_up_of(self, test: Callable[[Tensor], bool], buffers: bool) -> set[int]:
         """Modules whose tensors at and below all pass; one without any follows its parent."""
+        passes: dict[int, bool | None] = {}
         found: set[int] = set()
 
+        def ask(module: nn.Module) -> bool | None:
+            """Whether all tensors at and below pass; None where there are none."""
+            if id(module) not in passes:
+                own = [*module._parameters.values(), *(module._buffers.values() if buffers else ())]
+                answers = [test(tensor) for tensor in own if tensor is not None]
+                answers += [a for child in module.children() if (a := ask(child)) is not None]
+                passes[id(module)] = all(answers) if answers else None
+            return passes[id(module)]
+
         def walk(module: nn.Module, parent_in: bool) -> None:
-            own = [*module.parameters(), *(module.buffers() if buffers else ())]
-            inside = all(map(test, own)) if own else parent_in
+            answer = ask(module)
+            inside = parent_in if answer is None else answer
             if inside:
                 found.add(id(module))
             for child in module.children():

@@ -10,6 +10,8 @@ from frostline.manifests import Manifest as Manifest
 
 if TYPE_CHECKING:
     from frostline.accumulation.exact.planning import Plan as Plan
+    from frostline.auditing.finding import Finding as Finding
+    from frostline.auditing.report import AuditReport as AuditReport
     from frostline.explaining.explanation import Explanation as Explanation
     from frostline.guarding.freeze_guard import FreezeGuard as FreezeGuard
     from frostline.guarding.report import GuardReport as GuardReport
@@ -20,8 +22,10 @@ if TYPE_CHECKING:
 
 # What is loaded when somebody asks for it, not by `import frostline`.
 _LATER = {
+    "AuditReport": "frostline.auditing.report",
     "Coupling": "frostline.probing.result",
     "Explanation": "frostline.explaining.explanation",
+    "Finding": "frostline.auditing.finding",
     "FreezeGuard": "frostline.guarding.freeze_guard",
     "GuardReport": "frostline.guarding.report",
     "Plan": "frostline.accumulation.exact.planning",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 Kind = Literal["norm", "random", "writer", "unknown"]
 Statistics = Literal["batch", "running", "instance", "group", "sample", "neighbours"]
 Unit = Literal["channel", "channel of a sample", "group in the batch"]
+Mechanism = Literal["statistics", "power iteration", "max_norm", "observer", "own code"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,10 @@ class Write:
         even_if_it_raises: whether it is written before the input is checked.
         only_rounding: whether the new value is the old one but for rounding, so that with some
             inputs not a bit moves.
+        by: what writes it; each of the mechanisms that are known has a class below.
     """
+
+    by: ClassVar[Mechanism] = "own code"
 
     tensor: str
     formula: str
@@ -30,6 +34,30 @@ class Write:
 
     def __str__(self) -> str:
         return f"{self.tensor} <- {self.formula}"
+
+
+class Averaged(Write):
+    """Running statistics of a norm, and their counter."""
+
+    by = "statistics"
+
+
+class Iterated(Write):
+    """A vector of a spectral norm."""
+
+    by = "power iteration"
+
+
+class Shortened(Write):
+    """Rows of an embedding with ``max_norm``."""
+
+    by = "max_norm"
+
+
+class Observed(Write):
+    """What an observer of quantisation notes, and what follows from it."""
+
+    by = "observer"
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,9 @@ def leaks(model: nn.Module, *, training: bool | None = None) -> list[Leak]:
     """
     frozen = looks_frozen(model)
     found = []
+    parents = {id(child): module for module in model.modules() for child in module.children()}
     for name, module in named_modules(model) if frozen else ():
-        doing = behaviour(module) if id(module) in frozen else None
+        doing = behaviour(module, parents.get(id(module))) if id(module) in frozen else None
         if doing is None or follows_on_purpose(module):
             continue
         asked = doing.training if training is None else training

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from frostline.behaviours.doing import Doing, Statistics, Unit, Write
+from frostline.behaviours.doing import Averaged, Doing, Statistics, Unit, Write
 from frostline.freezing.record import BATCH
 
 _COUNTER = "num_batches_tracked"
@@ -132,7 +132,7 @@ def _batch_writes(module: nn.Module) -> tuple[Write, ...]:
     if momentum is not None or counts:
         found += _averaged(module, momentum, "batch mean", "batch variance (n-1)")
     if counts:
-        found.append(Write(_COUNTER, f"{_COUNTER} + 1", even_if_it_raises=True))
+        found.append(Averaged(_COUNTER, f"{_COUNTER} + 1", even_if_it_raises=True))
     return tuple(found)
 
 
@@ -140,7 +140,7 @@ def _instance_writes(module: nn.Module) -> tuple[Write, ...]:
     momentum = getattr(module, "momentum", None) or 0.0
     if momentum == 0:
         names = (name for name in ("running_mean", "running_var") if _has(module, name))
-        return tuple(Write(n, f"{n}, but for rounding", only_rounding=True) for n in names)
+        return tuple(Averaged(n, f"{n}, but for rounding", only_rounding=True) for n in names)
     return tuple(
         _averaged(module, momentum, "mean of the samples' means",
                   "mean of the samples' variances (n-1)")
@@ -151,7 +151,7 @@ def _averaged(module: nn.Module, momentum: float | None, mean: str, var: str) ->
     """The running statistics and their rule; with momentum 0 not a bit of them moves."""
     pairs = (("running_mean", mean), ("running_var", var))
     return [
-        Write(name, _average(name, momentum, new))
+        Averaged(name, _average(name, momentum, new))
         for name, new in pairs
         if _has(module, name) and momentum != 0
     ]

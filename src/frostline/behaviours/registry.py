@@ -6,6 +6,7 @@ Found by the full name of a class in the module's MRO, so that nothing is import
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
@@ -57,11 +58,16 @@ _BY_ENDING: dict[str, tuple[Kind, Describe]] = {
 }
 
 
-def behaviour(module: nn.Module) -> Behaviour | None:
+def behaviour(module: nn.Module, within: nn.Module | None = None) -> Behaviour | None:
     """What ``module`` itself does in each mode, without what is below it.
 
     None where there is nothing to say: the mode makes no difference to it, it draws no random
     numbers and writes nothing, and it is no norm.
+
+    Args:
+        module: any module.
+        within: the module that it hangs in, where that is known: FakeQuantize decides whether its
+            observer runs.
 
     Example:
         >>> doing = behaviour(nn.BatchNorm1d(4)).now
@@ -74,9 +80,11 @@ def behaviour(module: nn.Module) -> Behaviour | None:
     if known is None:
         return _unknown(module)
     kind, describe = known
+    if describe is self_writing.observer and self_writing.is_switched_off(within):
+        return None
     held = is_held(module)
-    in_eval = describe(module, False)
-    in_training = in_eval if held else describe(module, True)
+    in_eval = _with_hooks(module, False, describe(module, False))
+    in_training = in_eval if held else _with_hooks(module, True, describe(module, True))
     if kind != "norm" and in_training == in_eval and not (in_eval.random or in_eval.writes or held):
         return None
     return Behaviour(kind, module.training, in_training, in_eval, held or BATCH in vars(module))
@@ -149,6 +157,11 @@ def _unknown(module: nn.Module) -> Behaviour | None:
         held,
         sure=hooked is not None,
     )
+
+
+def _with_hooks(module: nn.Module, training: bool, own: Doing) -> Doing:
+    hooked = self_writing.hooked_spectral_norm(module, training)
+    return own if hooked is None else replace(own, writes=own.writes + hooked.writes)
 
 
 def _hooked(module: nn.Module) -> tuple[Doing, Doing] | None:

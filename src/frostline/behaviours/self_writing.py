@@ -7,10 +7,11 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from frostline.behaviours.doing import Doing, Write
+from frostline.behaviours.doing import Doing, Iterated, Observed, Shortened
 from frostline.freezing.record import is_held
 
 _ITERATED = "[one step of the power iteration]"
+_ROUNDING = 1e-5
 
 
 def embedding(module: nn.Module, training: bool) -> Doing:
@@ -20,8 +21,20 @@ def embedding(module: nn.Module, training: bool) -> Doing:
         return Doing("looks rows up")
     if is_held(module):
         return Doing(f"looks rows up, and shortens copies of them to length {own.max_norm:g}")
-    written = Write("weight", f"[rows that it looks up, shortened to length {own.max_norm:g}]")
+    if not own.weight.requires_grad and _fits(own):
+        return Doing(f"looks rows up, none of them longer than {own.max_norm:g}")
+    shortened = f"[rows that it looks up, shortened to length {own.max_norm:g}]"
+    written = Shortened("weight", shortened)
     return Doing("looks rows up, in every mode shortened first", writes=(written,))
+
+
+def _fits(embedding: nn.Embedding | nn.EmbeddingBag) -> bool:
+    """Whether every row is shorter than ``max_norm`` by more than rounding."""
+    weight = embedding.weight.detach()
+    if weight.is_meta or embedding.max_norm is None:
+        return False
+    longest = weight.norm(embedding.norm_type, dim=1).max() if weight.numel() else 0.0
+    return float(longest) < embedding.max_norm * (1 - _ROUNDING)
 
 
 def spectral_norm(module: nn.Module, training: bool) -> Doing:
@@ -30,7 +43,7 @@ def spectral_norm(module: nn.Module, training: bool) -> Doing:
         return Doing("divides the weight by its largest singular value, by _u and _v")
     return Doing(
         "divides the weight by its largest singular value, estimated anew",
-        writes=(Write("_u", _ITERATED), Write("_v", _ITERATED)),
+        writes=(Iterated("_u", _ITERATED), Iterated("_v", _ITERATED)),
     )
 
 
@@ -44,7 +57,7 @@ def hooked_spectral_norm(module: nn.Module, training: bool) -> Doing | None:
     vectors = [f"{name}_{letter}" for name in names for letter in "uv"]
     return Doing(
         "divides its weight by the largest singular value, estimated anew",
-        writes=tuple(Write(vector, _ITERATED) for vector in vectors),
+        writes=tuple(Iterated(vector, _ITERATED) for vector in vectors),
     )
 
 
@@ -53,8 +66,14 @@ def observer(module: nn.Module, training: bool) -> Doing:
     if is_held(module):
         return Doing("passes its input on")
     kept = [name for name in ("min_val", "max_val", "histogram") if name in module._buffers]
-    writes = tuple(Write(name, "[what it saw, its input included]") for name in kept)
+    writes = tuple(Observed(name, "[what it saw, its input included]") for name in kept)
     return Doing("passes its input on, and in every mode notes its range", writes=writes)
+
+
+def is_switched_off(within: nn.Module | None) -> bool:
+    """Whether an observer in this module is not called: that of a FakeQuantize switched off."""
+    enabled = within._buffers.get("observer_enabled") if within is not None else None
+    return enabled is not None and not enabled.is_meta and not bool(enabled[0])
 
 
 def fake_quantize(module: nn.Module, training: bool) -> Doing:
@@ -65,7 +84,7 @@ def fake_quantize(module: nn.Module, training: bool) -> Doing:
     if is_held(module) or not (enabled.is_meta or bool(enabled[0])):
         return Doing(words)
     writes = tuple(
-        Write(name, "[from the range that its observer saw]") for name in ("scale", "zero_point")
+        Observed(name, "[from the range that its observer saw]") for name in ("scale", "zero_point")
     )
     return Doing(f"{words}, which in every mode follows the observer", writes=writes)
 

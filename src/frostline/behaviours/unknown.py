@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from frostline.behaviours.doing import Doing, Write
 from frostline.behaviours.own_code import running, written_by
+from frostline.freezing import holders
+from frostline.freezing.machinery import Held
 from frostline.freezing.reads_training import hooks_read
+from frostline.freezing.record import WATCH, get, is_held
 
 
 def by_code(module: nn.Module) -> tuple[Doing, Doing] | None:
@@ -34,11 +37,27 @@ def by_code(module: nn.Module) -> tuple[Doing, Doing] | None:
 
 def _written(module: nn.Module) -> list[str]:
     cls = type(module)
-    if cls.__module__.startswith("torch."):
-        return []  # those of torch that write are registered
-    own = {name for name, buffer in module._buffers.items() if buffer is not None}
-    own |= {name for name, value in vars(module).items() if isinstance(value, Tensor)}
+    # Those of torch that write are registered; another's forward runs in place of its own.
+    if cls.__module__.startswith("torch.") or _is_replaced(module):
+        return []
+    own = {name for name, value in vars(module).items() if isinstance(value, Tensor)}
+    own |= {name for name, buffer in module._buffers.items() if buffer is not None}
+    if _was_compared(module):
+        own.clear()
+    own |= {n for n, p in module._parameters.items() if p is not None and not p.requires_grad}
     return sorted(written_by(cls) & own)
+
+
+def _was_compared(module: nn.Module) -> bool:
+    """Whether a frozen part saw that its first forward wrote nothing, in the mode it stays in."""
+    watched = isinstance(module, Held) and get(module) is not None
+    stays = is_held(module) or question(type(module)) is None
+    return watched and stays and WATCH not in vars(module)
+
+
+def _is_replaced(module: nn.Module) -> bool:
+    """Whether it is held by a forward that its user registered."""
+    return is_held(module) and holders.registered(type(module)) is not None
 
 
 # Weak: some libraries make a class for each instance.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from frostline.cli.prints import prints_to_stderr
+from frostline.cli.rule import tell
 from frostline.cli.saying import say
 from frostline.cli.targets import loaded, target_command
 from frostline.errors import TargetError
@@ -34,8 +35,13 @@ def explain(
     """Say what each module does in its mode, what it writes to itself, and who holds it.
 
     SELECT is a part of the model, as 'backbone' or '**.norm*'. The exit code is 0 whatever is
-    found: this judges nothing.
+    found: this judges nothing. A code of a rule in the place of TARGET gives its page.
     """
+    from frostline.auditing.codes import looks_like_code
+
+    if looks_like_code(target):
+        tell(target, as_json)
+        return
     from frostline.explaining import explain as ask
     from frostline.reports.machine import to_json
 

@@ -13,9 +13,11 @@ from typing import NoReturn
 
 import click
 
+from frostline.cli.audit import audit
 from frostline.cli.demo import demo
 from frostline.cli.explain import explain
 from frostline.cli.guard import guard
+from frostline.cli.rule import rule, rules
 from frostline.cli.summary import summary
 from frostline.errors import FrostlineError
 
@@ -31,7 +33,7 @@ def cli() -> None:
     """
 
 
-for command in (demo, guard, summary, explain):
+for command in (demo, guard, audit, summary, explain, rule, rules):
     cli.add_command(command)
 
 

@@ -39,10 +39,10 @@ def state_of_one(
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 parameter = stand_in(like)
-                twin = _twin(optimizer, group, parameter, known)
+                other = twin(optimizer, group, parameter, known)
                 # Below the hooks of optimizers: guards and schedulers would count this as a step.
-                inspect.unwrap(type(twin).step)(twin)
-            return nbytes(tensors_in(twin.state[parameter]))
+                inspect.unwrap(type(other).step)(other)
+            return nbytes(tensors_in(other.state[parameter]))
         except Exception:  # whatever an optimizer of somebody else dislikes about the stand-in
             continue
     return None
@@ -70,20 +70,28 @@ def _given(data: Tensor) -> nn.Parameter:
     return parameter
 
 
-def _twin(
+def twin(
     optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.Parameter, known: Iterable[Any]
 ) -> Optimizer:
-    twin = object.__new__(type(optimizer))
+    """An optimizer of the same class and options that steps one parameter, without any state.
+
+    Args:
+        optimizer: it is only read.
+        group: the one of its groups whose options count.
+        parameter: takes the place of each parameter that ``optimizer`` refers to.
+        known: objects that it may refer to and that are not to be copied.
+    """
+    other = object.__new__(type(optimizer))
     # Wherever the optimizer refers to a parameter of its own, the twin refers to the stand-in.
     memo: dict[int, Any] = {id(thing): thing for thing in known}
     memo |= {id(p): parameter for g in optimizer.param_groups for p in g["params"]}
-    memo[id(optimizer)] = twin
+    memo[id(optimizer)] = other
     options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
     own = {k: v for k, v in vars(optimizer).items() if k not in _REPLACED and "hook" not in k}
-    vars(twin).update(copy.deepcopy(own, memo))
-    twin.state = defaultdict(dict)
-    twin.param_groups = [{**copy.deepcopy(options, memo), "params": [parameter]}]
-    return twin
+    vars(other).update(copy.deepcopy(own, memo))
+    other.state = defaultdict(dict)
+    other.param_groups = [{**copy.deepcopy(options, memo), "params": [parameter]}]
+    return other
 
 
 _REPLACED = frozenset({"state", "param_groups"})

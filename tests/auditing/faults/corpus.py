@@ -6,9 +6,9 @@ from tests.auditing.faults import (  # noqa: F401  (each puts its set-ups into F
     adapters,
     modes,
     optimizers,
-    running,
     selecting,
     state,
+    training,
 )
 from tests.auditing.faults.fault import FAULTS as _FOUND
 from tests.auditing.faults.fault import Fault

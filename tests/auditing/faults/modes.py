@@ -27,15 +27,11 @@ from tests.zoo import ZOO, live, seeded
 RESNET = ZOO["resnet18"]
 
 
-def _all_but_the_classifier(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad = name.startswith("fc.")
-
-
 @fault(1, "pytorch#86590")
 def feature_extractor_by_flags() -> Case:
     model = lived(RESNET)
-    _all_but_the_classifier(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name.startswith("fc.")
     return running(RESNET, model, "101", optimizer=sgd(model.fc.parameters()))
 
 
@@ -59,11 +55,11 @@ def pretrained_backbone_deactivated() -> Case:
 
 @fault(2, "indexnet_matting#35")
 def backbone_in_eval_at_construction() -> Case:
-    model = lived(RESNET)
-    _all_but_the_classifier(model)
-    for module in (model.conv1, model.bn1, model.layer1, model.layer2, model.layer3, model.layer4):
-        module.eval()
-    return running(RESNET, model, "102", optimizer=sgd(trainable(model)))
+    model = detector()
+    for part in (model.backbone, model.neck):
+        flags_off(part)
+        part.eval()
+    return case(model, images(), squared, "102", optimizer=sgd(trainable(model)))
 
 
 @fault(2, "deeplab-xception#140")

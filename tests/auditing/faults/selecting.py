@@ -30,7 +30,7 @@ from tests.auditing.faults.nets import (
     squared,
     vectors,
 )
-from tests.zoo import ZOO
+from tests.zoo import ZOO, live
 
 
 @fault(37, "FixRes' fine-tuning of EfficientNet")
@@ -181,7 +181,7 @@ def parameters_wrapped_anew_under_the_optimizer() -> Case:
 def other_weights_loaded_into_the_part() -> Case:
     model = detector()
     fl.freeze(model, "backbone")
-    other = nn.Sequential(conv_norm(3, 6), conv_norm(6, 8))
+    other = live(nn.Sequential(conv_norm(3, 6), conv_norm(6, 8)))
     model.backbone.load_state_dict(other.state_dict())
     return case(model, images(), squared, "402", optimizer=sgd(trainable(model)))
 

@@ -70,11 +70,12 @@ class _Codebook(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.project(x)
         nearest = torch.cdist(x, self.embed).argmin(1)
+        quantised = self.embed[nearest]
         if self.training:
             hits = F.one_hot(nearest, 5).to(x)
             self.cluster_size.data.mul_(0.9).add_(hits.sum(0), alpha=0.1)
             self.embed.data.lerp_((hits.t() @ x.detach()).to(self.embed), 0.1)
-        return x + (self.embed[nearest] - x).detach()
+        return x + (quantised - x).detach()
 
 
 def _frozen_part(make: Any) -> Any:
