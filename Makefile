@@ -30,8 +30,9 @@ test-all: $(DEV_STAMP)
 	$(TESTS)
 
 # What a step changes, predicted without data, against a real step: on a hundred architectures.
+# In one process, whose last test counts what the others decided.
 zoo: $(DEV_STAMP)
-	$(TESTS) tests/auditing/predicting/test_architectures.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/auditing/predicting/test_architectures.py
 
 ablate: $(DEV_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/ablate.py
@@ -50,6 +51,7 @@ lint: $(DEV_STAMP)
 	$(BIN)/python bench/digits_accumulation.py --check
 	$(BIN)/python bench/gpu_accumulation.py --check
 	$(BIN)/python -m tests.peers --check
+	$(BIN)/python -m tests.rule_pages --check
 
 format: $(DEV_STAMP)
 	$(BIN)/ruff check --fix .

@@ -35,6 +35,7 @@ from frostline.freezing import (
 )
 from frostline.freezing.machinery import Held
 from tests.accumulation.ablations import ACCUMULATING
+from tests.auditing.ablations import AUDITING
 from tests.explaining.ablations import SEEING
 from tests.guarding.ablations import GUARD
 from tests.probing.ablations import PROBING
@@ -309,6 +310,7 @@ ABLATIONS: list[Ablation] = [
     *HOLD,
     *GUARD,
     *SEEING,
+    *AUDITING,
     *ACCUMULATING,
     *PROBING,
     *RECALIBRATING,

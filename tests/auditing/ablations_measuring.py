@@ -8,13 +8,25 @@ from typing import Any
 
 from torch import Tensor
 
-from frostline.auditing import comparing, measuring, one_step, probes, raising, sandbox, writers
+from frostline.auditing import (
+    comparing,
+    measuring,
+    one_step,
+    probes,
+    raising,
+    rerunning,
+    sandbox,
+    writers,
+)
 from frostline.auditing.one_step import OneStep
 from frostline.probing.runs import Base
 from tests.switches import Ablation, Switch, remove, replace, skip
 
 _BOX = "tests/auditing/test_sandbox.py::"
 _STEP = "tests/auditing/test_measuring.py::"
+_RUN = "tests/auditing/test_one_step.py::"
+_WAYS = "tests/auditing/test_comparing.py::"
+_WHO = "tests/auditing/test_writers.py::"
 _PROBES = "tests/auditing/test_probes.py::"
 _DRAWS = _PROBES + "test_the_module_that_draws_is_named_and_not_those_behind_it"
 
@@ -91,72 +103,72 @@ MEASURING: list[Ablation] = [
         "first forwards under a hold",
         replace(sandbox, "WATCH", "nothing"),
         _BOX + "test_a_first_forward_is_compared_inside_and_once_more_after",
-        _STEP + "test_what_a_hold_refuses_does_not_change",
+        _RUN + "test_what_a_hold_refuses_does_not_change",
     ),
     _ablation(
         "modules beside",
         replace(measuring, "modules_beside", lambda *_: ()),
-        _STEP + "test_a_teacher_beside",
+        _RUN + "test_a_teacher_beside",
     ),
     _ablation(
         "tensors compared where they stand",
         replace(comparing, "_standing", lambda entry: entry.tensor),
-        _STEP + "test_every_way_to_write[other object]",
-        _STEP + "test_every_way_to_write[other parameter]",
-        _STEP + "test_every_way_to_write[gone]",
+        _WAYS + "test_every_way_to_write[other object]",
+        _WAYS + "test_every_way_to_write[other parameter]",
+        _WAYS + "test_every_way_to_write[gone]",
     ),
     _ablation(
         "equal objects are not asked for",
         replace(comparing, "_are_equal", lambda old, new: False),
-        _STEP + "test_every_way_to_write[other object, same bytes]",
+        _WAYS + "test_every_way_to_write[other object, same bytes]",
         _STEP + "test_gradients_add_to_those_that_are_there",
     ),
     _ablation(
         "not a number is no distance",
         replace(comparing.math, "isfinite", lambda value: True),
-        _STEP + "test_drift_where_there_is_a_number[not a number-drift2]",
+        _WAYS + "test_drift_where_there_is_a_number[not a number-drift2]",
     ),
     _ablation(
         "closures",
         skip(one_step, "_asks_for_closure", False),
-        _STEP + "test_an_optimizer_that_asks_for_a_closure",
+        _RUN + "test_an_optimizer_that_asks_for_a_closure",
     ),
     _ablation(
         "gradients that arrive",
         skip(one_step, "_note"),
-        _STEP + "test_an_optimizer_in_the_backward",
+        _RUN + "test_an_optimizer_in_the_backward",
         _STEP + "test_an_old_gradient_moves_what_is_frozen",
     ),
     _ablation(
         "tries with other random numbers",
         replace(measuring, "_TRIES", 0),
-        _STEP + "test_layers_left_out_at_random_are_reached",
+        _RUN + "test_layers_left_out_at_random_are_reached",
     ),
     _ablation(
         "one value per channel",
         replace(raising, "ONE_VALUE", "nothing of the kind"),
-        _STEP + "test_one_value_per_channel_is_told",
+        _RUN + "test_one_value_per_channel_is_told",
     ),
     _ablation(
         "a forward that fails after train",
         replace(measuring, "OneStep", _unforgiving),
-        _STEP + "test_a_forward_that_only_fails_after_train_is_told",
+        _RUN + "test_a_forward_that_only_fails_after_train_is_told",
     ),
     _ablation(
         "who is running",
         replace(writers, "running", lambda frame: iter(())),
-        _STEP + "test_writers_are_named",
-        _STEP + "test_a_writer_that_runs_again",
+        _WHO + "test_writers_are_named",
+        _WHO + "test_a_writer_that_runs_again",
     ),
     _ablation(
         "another random state",
-        remove(probes._Salted, "_shown"),
+        remove(rerunning.Salted, "_shown"),
         _DRAWS + "[dropout]",
         _DRAWS + "[sampled]",
     ),
     _ablation(
         "generators of Python",
-        skip(probes.random, "seed"),
+        skip(rerunning.random, "seed"),
         _DRAWS + "[python]",
     ),
     _ablation(

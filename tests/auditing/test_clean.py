@@ -13,7 +13,8 @@ import frostline as fl
 from tests.zoo import BREADTH, ZOO, Entry, fresh
 from tests.zoo_transformers import bert
 
-LARGE = {"resnet18", "mobilenetv3", "levit", "convnext", "wav2vec2", "t5", "hf_resnet"}
+LARGE = {"resnet18", "mobilenetv3", "levit", "convnext", "wav2vec2", "t5"}
+LARGE |= {"hf_resnet", "vit_tiny", "gru"}
 FAST = [name for name in ZOO if name not in LARGE]
 SetUp = tuple[nn.Module, Entry, torch.optim.Optimizer | None]
 

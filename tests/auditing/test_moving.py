@@ -52,7 +52,7 @@ def stepped(model: nn.Module, optimizer: Optimizer) -> set[int]:
 
 
 def found(model: nn.Module, optimizer: Optimizer, frozen: object = None) -> Moving:
-    return moving(model, optimizer, claim(model, frozen), places(model))
+    return moving(optimizer, claim(model, frozen), places(model))
 
 
 @pytest.mark.parametrize("lived", [False, True], ids=["new", "with state"])

@@ -246,6 +246,15 @@ def test_a_hostile_name_neither_runs_nor_breaks_it(resnet: AuditReport, name: st
     assert broken == []
 
 
+def test_long_facts_and_long_code_are_cut(resnet: AuditReport) -> None:
+    long = "x" * 10_000
+    found = [replace(seen("a", f"fact {long} end"), mend=f"fl.freeze(model, '{long}')")]
+    told = text(with_findings(resnet, found))
+    assert len(told) < 2000
+    assert " end\n" in told.replace(" " * 13, "")
+    assert "')\n" in told
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=40))
 def test_printable_is_one_line_that_steers_nothing(words: str) -> None:

@@ -50,7 +50,7 @@ def steps(
             if after is not None:
                 return now, after, []
         return *_unsure(asked, claim, modules, everything, same), [why]
-    moved = moving(asked.model, asked.optimizer, claim, everything)
+    moved = moving(asked.optimizer, claim, everything)
     return *_read(modules, moved, same), []
 
 
@@ -65,7 +65,7 @@ def _unsure(
     asked: Asked, claim: Claim, modules: list[Facts], everything: Places, same: bool
 ) -> tuple[Step, Step]:
     """What was read, all of it undecided: who knows which modules the forward runs."""
-    moved = moving(asked.model, asked.optimizer, claim, everything)
+    moved = moving(asked.optimizer, claim, everything)
     now, after = (
         Step("predicted", undecided={**dict.fromkeys(step.changed, "could not be predicted"),
                                      **step.undecided})

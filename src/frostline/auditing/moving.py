@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Optimizer
 
-from frostline._names import Places, overlapping
+from frostline._names import Places
 from frostline._state import has_bytes, same_bits
 from frostline.auditing.claim import Claim
-from frostline.freezing import parts
-from frostline.summaries.footprint import Footprint
+from frostline.freezing.record import covers
+from frostline.summaries.sharing import sharing
 from frostline.summaries.stepping import twin
 
 
@@ -38,14 +39,16 @@ class Moving:
     undecided: dict[int, str] = field(default_factory=dict)
 
 
-def moving(
-    model: nn.Module, optimizer: Optimizer | None, claim: Claim, everything: Places
-) -> Moving:
+def moving(optimizer: Optimizer | None, claim: Claim, everything: Places) -> Moving:
     """What the next step of ``optimizer`` moves of what is claimed to be frozen; nothing is run."""
     found = Moving()
     if optimizer is None:
         return found
-    held = {id(p) for part in parts(model) for p in part.frozen_parameters()}
+    held = {
+        id(e.tensor)
+        for e in everything.tensors
+        if e.kind == "parameter" and covers(e.owner, e.attribute)
+    }
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             key = id(parameter)
@@ -93,14 +96,14 @@ def _through_shared_memory(
 ) -> Iterator[tuple[int, str]]:
     """Frozen tensors whose bytes are those of a trainable parameter that is stepped."""
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    trained = {
-        e.name: e.tensor
-        for e in everything.tensors
-        if e.tensor.requires_grad and id(e.tensor) in stepped and id(e.tensor) not in claim.tensors
-    }
-    frozen = {e.name: e.tensor for e in claim.tensors.values()}
-    for name, other in overlapping(frozen, trained):
-        footprint = Footprint([frozen[name], trained[other]])
-        windows = footprint.of[id(frozen[name])]
-        if footprint.share(windows, set(footprint.of[id(trained[other])])):
-            yield id(frozen[name]), f"whether a gradient reaches {other}, which shares its memory"
+    trained = [
+        entry
+        for entry in everything.tensors
+        if entry.tensor.requires_grad
+        and id(entry.tensor) in stepped
+        and id(entry.tensor) not in claim.tensors
+    ]
+    frozen = [entry for entry in claim.tensors.values() if not is_lazy(entry.tensor)]
+    for one, other in sharing(frozen, trained):
+        why = f"whether a gradient reaches {other.name}, which shares its memory"
+        yield id(one.tensor), why

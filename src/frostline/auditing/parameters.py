@@ -1,35 +1,19 @@
-"""The parameters of a subject: each once, grouped by the place at which a finding stands."""
+"""Parameters grouped by the place at which a finding about them stands, and words for them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from frostline._names import NamedTensor
 from frostline.auditing.subject import Subject
-from frostline.freezing.record import get
-
-# Nearly every rule asks for them; weak, so that a subject goes when its audit is over.
-_found: WeakKeyDictionary[Subject, list[NamedTensor]] = WeakKeyDictionary()
-
-
-def once(subject: Subject) -> list[NamedTensor]:
-    """Each parameter at the first of its places, in the order of the model."""
-    if subject not in _found:
-        places: dict[int, NamedTensor] = {}
-        for entry in subject.tensors:
-            if entry.kind == "parameter":
-                places.setdefault(id(entry.tensor), entry)
-        _found[subject] = list(places.values())
-    return _found[subject]
+from frostline.freezing.record import covers
 
 
 def is_held(entry: NamedTensor) -> bool:
     """Whether a part keeps this parameter frozen; it clears its gradient before every step."""
-    record = get(entry.owner)
-    return record is not None and any(slot.name == entry.attribute for slot in record.slots)
+    return covers(entry.owner, entry.attribute)
 
 
 def by_place(
@@ -73,16 +57,6 @@ def common_place(names: Iterable[str]) -> str:
 def names(entries: Iterable[NamedTensor]) -> tuple[str, ...]:
     """Their full names."""
     return tuple(entry.name for entry in entries)
-
-
-def counted(number: int, noun: str) -> str:
-    """The number with its noun.
-
-    Example:
-        >>> counted(1, "frozen parameter"), counted(2000, "frozen parameter")
-        ('1 frozen parameter', '2,000 frozen parameters')
-    """
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def listed(words: Iterable[str], most: int = 3) -> str:

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import random
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from frostline.auditing.claim import Claim
+from frostline.auditing.rerunning import Salted, Whole
 from frostline.auditing.sandbox import sandbox
 from frostline.auditing.subject import Facts
 from frostline.errors import BatchError
 from frostline.freezing.planning import unwrapped
-from frostline.probing.calls import Calls, Passing, Site, Visit, _draw_anew
+from frostline.probing.calls import Passing, Visit
 from frostline.probing.outside import modules_beside
 from frostline.probing.probe import look
 from frostline.probing.putting_back import from_the_same_start
-from frostline.probing.rows import effect
 from frostline.probing.running import Loss, running
 from frostline.probing.runs import Again, First
 from frostline.probing.samples import Samples, taken_from
@@ -151,7 +149,7 @@ class _Probing:
         if first is None:
             return (), (), ()
         repeated, trained = Again(first.base), Again(first.base)
-        whole = _Whole(first, self._tops(first))
+        whole = Whole(first, self._tops(first))
         with self._noting("whether the frozen part repeats itself in eval mode"):
             self._watched(repeated, training=False, salt=1)
         if any(f.after_train != f.after_eval for f in self._frozen.values()):
@@ -180,7 +178,7 @@ class _Probing:
             for module in self._model.modules():
                 if training and id(module) not in self._frozen:
                     module.training = False
-            _Salted(self._model, visit, salt)
+            Salted(self._model, visit, salt)
             with torch.set_grad_enabled(self._grad):
                 self._run(batch)
 
@@ -230,47 +228,3 @@ class _Probing:
         except Exception as error:
             text = str(error.__cause__ or error).strip().partition("\n")[0]
             self._notes.append(f"{what} could not be told: {text}")
-
-
-class _Salted(Calls):
-    """Random numbers are drawn anew for each call, and with another salt they are others."""
-
-    def __init__(self, model: nn.Module, visit: Visit, salt: int) -> None:
-        super().__init__(model, visit)
-        self._salt = salt
-        random.seed(salt)
-        if (numpy := sys.modules.get("numpy")) is not None:
-            numpy.random.seed(salt)
-
-    def _shown(self, *args: Any) -> Any:
-        shown = super()._shown(*args)
-        if self._salt:
-            _draw_anew(torch.initial_seed() + self._salt)
-        return shown
-
-
-class _Whole:
-    """Nothing is put back, so that the outputs of whole parts show how far all of it goes.
-
-    Args:
-        first: the run to compare with.
-        modules: whose outputs to compare.
-
-    Attributes:
-        changed: what differs, and by how much in root mean squares.
-    """
-
-    def __init__(self, first: First, modules: Iterable[nn.Module]) -> None:
-        self.changed: dict[Site, float] = {}
-        self._base = first.base
-        self._wanted = {id(module) for module in modules}
-
-    def __call__(self, passing: Passing, tensor: Tensor) -> Tensor:
-        seen = self._base.get(passing.site)
-        wanted = passing.site.side == "out" and id(passing.call) in self._wanted
-        if wanted and seen is not None and seen.fits(tensor):
-            now = tensor.detach()
-            elements = seen.moved_in(now)
-            if bool(elements.any()):
-                self.changed[passing.site] = effect(now, seen.value, elements)
-        return tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -103,9 +103,9 @@ class AuditReport(Result):
     def filter(
         self,
         *,
-        select: Iterable[str] = (),
-        ignore: Iterable[str] = (),
-        per_name_ignores: Mapping[str, Iterable[str]] | None = None,
+        select: str | Sequence[str] = (),
+        ignore: str | Sequence[str] = (),
+        per_name_ignores: Mapping[str, str | Sequence[str]] | None = None,
     ) -> AuditReport:
         """The same report with some findings left out.
 
@@ -115,12 +115,11 @@ class AuditReport(Result):
             per_name_ignores: for names and patterns of modules and tensors, what to leave out.
 
         Raises:
-            PolicyError: no rule has such a code or name.
+            SelectionError: no rule has such a code or name.
         """
         from frostline.auditing.policy import Policy, apply
 
-        ignores = {name: tuple(codes) for name, codes in (per_name_ignores or {}).items()}
-        policy = Policy(select=tuple(select), ignore=tuple(ignore), per_name_ignores=ignores)
+        policy = Policy(select, ignore, per_name_ignores or {})
         kept, hidden, unused = apply(list(self.findings), policy)
         return replace(
             self,

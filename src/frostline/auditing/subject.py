@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -88,6 +89,15 @@ class Subject:
 
     def __post_init__(self) -> None:
         self.by_module = {id(facts.module): facts for facts in self.modules}
+
+    @cached_property
+    def parameters(self) -> list[NamedTensor]:
+        """Each parameter at the first of its places, in the order of the model."""
+        places: dict[int, NamedTensor] = {}
+        for entry in self.tensors:
+            if entry.kind == "parameter":
+                places.setdefault(id(entry.tensor), entry)
+        return list(places.values())
 
     def frozen_modules(self) -> Iterator[Facts]:
         """The modules that are claimed to be frozen as a whole."""

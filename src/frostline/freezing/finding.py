@@ -13,7 +13,7 @@ from torch import nn
 from frostline._names import NamedTensor, named_modules, named_tensors
 from frostline.freezing import arguments, live_parts
 from frostline.freezing.part import FrozenPart, Terms
-from frostline.freezing.record import PARTS, Hold, get
+from frostline.freezing.record import PARTS, Hold, covers, get
 
 
 def parts(model: nn.Module) -> list[FrozenPart]:
@@ -87,10 +87,7 @@ def _holds(module: nn.Module, part: str) -> Iterable[Hold]:
 
 
 def _is_slot(entry: NamedTensor, part: str) -> bool:
-    record = get(entry.owner)
-    if entry.kind != "parameter" or record is None:
-        return False
-    return any(slot.name == entry.attribute and part in slot.parts for slot in record.slots)
+    return entry.kind == "parameter" and covers(entry.owner, entry.attribute, part)
 
 
 def _is_member(entry: NamedTensor, part: str) -> bool:

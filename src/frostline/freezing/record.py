@@ -95,6 +95,13 @@ def get(module: nn.Module) -> Record | None:
     return record
 
 
+def covers(module: nn.Module, parameter: str, part: str | None = None) -> bool:
+    """Whether some part, or this one, keeps a parameter of ``module`` frozen, by its name there."""
+    record = get(module)
+    slots = record.slots if record is not None else ()
+    return any(s.name == parameter and (part is None or part in s.parts) for s in slots)
+
+
 def is_held(module: nn.Module) -> bool:
     """Whether ``module`` is kept in eval mode."""
     return EVAL in module.__dict__

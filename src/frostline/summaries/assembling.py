@@ -46,7 +46,7 @@ def _put_together(
     nodes = tree.grow(model, everything, footprint)
     total = tree.sizes(nodes[0], footprint)
     frozen = looks_frozen(model)
-    leaks = leaking.find(model, everything, footprint, frozen, optimizer)
+    leaks = leaking.find(model, everything, frozen, optimizer)
     trainable = [e for e in _parameters(everything) if e.tensor.requires_grad]
     state = _state(model, optimizer, [*trainable, *leaking.stale(everything, optimizer)])
     estimates = optimizer_state.estimates(_tensors(trainable)) if optimizer is None else {}

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from frostline._names import NamedTensor, Places
 from frostline.behaviours import leaking as behaviours
-from frostline.freezing.record import get
-from frostline.summaries.footprint import Footprint
+from frostline.freezing.record import covers
+from frostline.summaries.sharing import sharing
 from frostline.summaries.tree import class_name
 
 # What one does, and what several do.
@@ -52,7 +53,6 @@ class Leak:
 def find(
     model: nn.Module,
     everything: Places,
-    footprint: Footprint,
     frozen: set[int],
     optimizer: Optimizer | None,
 ) -> list[Leak]:
@@ -61,12 +61,11 @@ def find(
     Args:
         model: the root.
         everything: all that hangs in it.
-        footprint: the memory of its parameters and buffers.
         frozen: ids of the modules that look frozen.
         optimizer: the one that will step.
     """
     moved = _by_owner(stale(everything, optimizer), _STALE)
-    shared = _by_owner(_sharing(everything, footprint, frozen), _SHARES)
+    shared = _by_owner(_sharing(everything, frozen), _SHARES)
     return [*_written(model), *moved, *shared]
 
 
@@ -109,26 +108,26 @@ def stale(everything: Places, optimizer: Optimizer | None) -> Iterator[NamedTens
     given = {id(p) for group in groups for p in group["params"]}
     for entry in _once(everything):
         moves = entry.kind == "parameter" and id(entry.tensor) in given
-        if moves and not entry.tensor.requires_grad and entry.tensor.grad is not None:
-            record = get(entry.owner)
-            if record is None or all(slot.name != entry.attribute for slot in record.slots):
-                yield entry
+        held = covers(entry.owner, entry.attribute)
+        if moves and not held and not entry.tensor.requires_grad and entry.tensor.grad is not None:
+            yield entry
 
 
-def _sharing(everything: Places, footprint: Footprint, frozen: set[int]) -> Iterator[NamedTensor]:
+def _sharing(everything: Places, frozen: set[int]) -> Iterator[NamedTensor]:
     """Frozen tensors whose bytes are those of a trainable parameter, too."""
-    entries = list(_once(everything))
-    trained = [e.tensor for e in entries if e.kind == "parameter" and e.tensor.requires_grad]
-    moving = {window for tensor in trained for window in footprint.of.get(id(tensor), ())}
-    for entry in entries:
-        looks_frozen = (
+    entries = [entry for entry in _once(everything) if not is_lazy(entry.tensor)]
+    trained = [e for e in entries if e.kind == "parameter" and e.tensor.requires_grad]
+    still = [
+        entry
+        for entry in entries
+        if (
             not entry.tensor.requires_grad
             if entry.kind == "parameter"
             else id(entry.owner) in frozen
         )
-        windows = footprint.of.get(id(entry.tensor), ()) if looks_frozen else ()
-        if footprint.share(windows, moving):
-            yield entry
+    ]
+    found = {id(one.tensor): one for one, _ in sharing(still, trained)}
+    yield from found.values()
 
 
 def _once(everything: Places) -> Iterable[NamedTensor]:

@@ -16,6 +16,7 @@ from tests.auditing.predicting.truth import adamw, compared, sgd
 from tests.zoo import Entry, fresh
 
 WAYS = ("flag", "eval", "held")
+SMALL = 8  # so many of FEW are
 _outcomes: dict[tuple[str, str], str] = {}
 
 
@@ -49,9 +50,11 @@ def outcome(name: str, way: str) -> str:
 
 @pytest.mark.parametrize("name", FEW)
 def test_a_real_step_changes_what_was_predicted(name: str) -> None:
-    # Of a first bias before batch norm nobody can say under SGD whether rounding leaves anything.
+    # Of a bias before batch norm nobody can say under SGD whether rounding leaves anything.
     expected = "not decided" if name == "two_branches" else "decided"
-    assert {outcome(name, way).partition(":")[0] for way in WAYS} == {expected}
+    at = FEW.index(name)
+    ways = WAYS if at < SMALL else (WAYS[at % 3],)  # of the larger ones here one way each
+    assert {outcome(name, way).partition(":")[0] for way in ways} == {expected}
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def made(kind: str, form: dict[str, Any], model: nn.Module) -> Optimizer | None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("lived", [False, True], ids=["new", "lived"])
 def test_every_form_of_an_optimizer(kind: str, lived: bool) -> None:
-    for form in FORMS:
+    for form in (FORMS[0], FORMS[1], FORMS[-1]) if lived else FORMS:
         model = net()
         optimizer = made(kind, form, model)
         if optimizer is None:

@@ -39,7 +39,7 @@ def test_a_step_changes_what_was_predicted(name: str, make) -> None:
 @pytest.mark.parametrize("name", WRITERS)
 def test_eval_mode_and_train_are_told_apart(name: str) -> None:
     for train in (False, True):
-        found = compared(built(name).eval(), sgd, batch(), squared, train=train)
+        found = compared(built(name).eval(), None, batch(), squared, train=train)
         assert found.wrong == set()
 
 

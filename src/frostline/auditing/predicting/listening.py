@@ -92,7 +92,7 @@ class Operations(TorchDispatchMode):
                 continue
             value = self._values.result(name, args, tensor, place)
             if self.in_backward and name == "ones_like":
-                value = FRESH  # the gradient that backward begins with
+                value = replace(FRESH, uniform=True)  # the gradient that backward begins with
             elif name in _ARITHMETIC and not value.fresh and not written:
                 value = self._set_apart(name, args, kwargs, value)
             self._values.set(tensor, value)

@@ -183,8 +183,10 @@ class Values:
     def _of_gradient(
         self, name: str, args: tuple[Any, ...], inputs: list[Value], value: Value, place: int
     ) -> Value:
-        if name == "native_batch_norm_backward" and place == 0 and args[7]:
-            return replace(value, centred=True, noise=value.noise or inputs[0].uniform)
+        if name == "native_batch_norm_backward" and place < 2 and args[7]:
+            # A uniform gradient meets values whose sum is zero, in the input as in the scale.
+            noise = value.noise or inputs[0].uniform
+            return replace(value, centred=place == 0, noise=noise)
         if self._cancels(name, args, place):
             return replace(value, noise=True)
         bias = name == "convolution_backward" and place == 2

@@ -39,7 +39,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from frostline.auditing.parameters import counted, once
+from frostline._results import plural
 from frostline.auditing.rule import Rule, Sighting
 from frostline.auditing.subject import Facts, Subject
 
@@ -50,7 +50,7 @@ def check(subject: Subject) -> Iterator[Sighting]:
         return
     said, excluded = _said(subject)
     trainable: dict[int, int] = {}
-    for entry in once(subject):
+    for entry in subject.parameters:
         by = said[id(entry.owner)]
         if by is not None and entry.tensor.requires_grad:
             trainable[id(by.module)] = trainable.get(id(by.module), 0) + 1
@@ -60,7 +60,7 @@ def check(subject: Subject) -> Iterator[Sighting]:
             facts.name,
             "error",
             f"requires_grad = False is a plain attribute of this {facts.kind}: "
-            f"{counted(count, 'parameter')} in it can be trained",
+            f"{plural(count, 'parameter')} in it can be trained",
             _mend(facts.name, excluded.get(key, [])),
         )
 

@@ -43,7 +43,8 @@ from difflib import SequenceMatcher
 
 from torch import nn
 
-from frostline.auditing.parameters import common_place, counted, once
+from frostline._results import plural
+from frostline.auditing.parameters import common_place
 from frostline.auditing.rule import Rule, Sighting
 from frostline.auditing.subject import Facts, Subject
 
@@ -55,7 +56,7 @@ _NEAR = 0.9
 def check(subject: Subject) -> Iterator[Sighting]:
     """For each wrong name: the parameters that have it, then the modules."""
     used = set[str]().union(*(vars(facts.module) for facts in subject.modules))
-    used.update(*(vars(entry.tensor) for entry in once(subject)))
+    used.update(*(vars(entry.tensor) for entry in subject.parameters))
     for name in sorted(filter(_is_near, used)):
         for value in (False, True):
             yield from _on_parameters(subject, name, value)
@@ -72,7 +73,7 @@ def _is_near(name: str) -> bool:
 def _on_parameters(subject: Subject, name: str, value: bool) -> Iterator[Sighting]:
     wrong = [
         entry.name
-        for entry in once(subject)
+        for entry in subject.parameters
         if vars(entry.tensor).get(name) is value and entry.tensor.requires_grad is not value
     ]
     if wrong:
@@ -103,7 +104,7 @@ def _uses(facts: Facts, name: str) -> bool:
 
 def _consequence(count: int, value: bool) -> str:
     state = "not trained" if value else "trained all the same"
-    return f"{counted(count, 'parameter')} {'is' if count == 1 else 'are'} {state}"
+    return f"{plural(count, 'parameter')} {'is' if count == 1 else 'are'} {state}"
 
 
 def _mend(of: str, name: str) -> str:

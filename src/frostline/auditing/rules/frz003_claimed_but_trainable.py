@@ -37,7 +37,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from frostline._names import NamedTensor
-from frostline.auditing.parameters import by_place, counted, is_held, names, once
+from frostline._results import plural
+from frostline.auditing.parameters import by_place, is_held, names
 from frostline.auditing.rule import Rule, Sighting
 from frostline.auditing.subject import Subject
 
@@ -52,7 +53,7 @@ def check(subject: Subject) -> Iterator[Sighting]:
         yield Sighting(
             where,
             "error",
-            f"{counted(len(group), 'parameter')} of {whose[:60]} "
+            f"{plural(len(group), 'parameter')} of {whose[:60]} "
             f"{'has' if one else 'have'} requires_grad=True",
             mend,
             names(group),
@@ -69,7 +70,7 @@ def _freezing(places: list[str]) -> str:
 
 def _wrong(subject: Subject) -> Iterator[NamedTensor]:
     claimed = {id(entry.tensor) for entry in subject.claim.selected}
-    for entry in once(subject):
+    for entry in subject.parameters:
         if entry.tensor.requires_grad and (id(entry.tensor) in claimed or is_held(entry)):
             yield entry
 

@@ -46,8 +46,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from frostline._names import NamedTensor
+from frostline._results import plural
 from frostline.auditing.finding import Severity
-from frostline.auditing.parameters import by_place, counted, is_held, names, once
+from frostline.auditing.parameters import by_place, is_held, names
 from frostline.auditing.rule import Rule, Sighting
 from frostline.auditing.subject import Subject
 
@@ -60,7 +61,7 @@ _MEND = (
 
 def check(subject: Subject) -> Iterator[Sighting]:
     """One finding for those of a frozen module that move, and one for the others."""
-    found = [entry for entry in once(subject) if _is_stale(entry)]
+    found = [entry for entry in subject.parameters if _is_stale(entry)]
     moved = [entry for entry in found if id(entry.tensor) in subject.now.changed]
     calm = [entry for entry in found if id(entry.tensor) not in subject.now.changed]
     yield from _told(subject, moved, "error", f"with which {_optimizer(subject)} moves")
@@ -80,7 +81,7 @@ def _told(
         has = f"{'has an old gradient' if one else 'have old gradients'}, {consequence}"
         if severity == "error":
             has += " it" if one else " them"
-        message = f"{counted(len(group), 'frozen parameter')} {has}"
+        message = f"{plural(len(group), 'frozen parameter')} {has}"
         yield Sighting(where, severity, message, _MEND, names(group))
 
 

@@ -45,7 +45,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from frostline.auditing.parameters import counted
+from frostline._results import plural
 from frostline.auditing.rule import Rule, Sighting
 from frostline.auditing.subject import Facts, Subject
 from frostline.freezing.holders import tracks_statistics
@@ -61,7 +61,7 @@ def check(subject: Subject) -> Iterator[Sighting]:
         yield Sighting(
             subject.by_module[key].name if len(norms) > 1 else norms[0].name,
             "warning",
-            f"{counted(len(norms), 'frozen norm')} with statistics of a new layer: "
+            f"{plural(len(norms), 'frozen norm')} with statistics of a new layer: "
             "mean 0, variance 1, no batch counted",
             "# load the weights before freezing, or fill the statistics from data:\n"
             "#   fl.recalibrate(model, batches)",

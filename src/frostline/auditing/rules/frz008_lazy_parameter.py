@@ -37,14 +37,14 @@ from collections.abc import Iterator
 
 from torch.nn.parameter import is_lazy
 
-from frostline.auditing.parameters import by_owner, listed, names, once
+from frostline.auditing.parameters import by_owner, listed, names
 from frostline.auditing.rule import Rule, Sighting
 from frostline.auditing.subject import Subject
 
 
 def check(subject: Subject) -> Iterator[Sighting]:
     """One finding for each module that has such parameters."""
-    lazy = (e for e in once(subject) if is_lazy(e.tensor) and subject.is_frozen(e.tensor))
+    lazy = (e for e in subject.parameters if is_lazy(e.tensor) and subject.is_frozen(e.tensor))
     for group in by_owner(lazy):
         facts = subject.by_module[id(group[0].owner)]
         yield Sighting(

@@ -41,7 +41,8 @@ from collections.abc import Iterator
 from torch.optim import LBFGS
 
 from frostline._names import NamedTensor
-from frostline.auditing.parameters import by_place, counted, once
+from frostline._results import plural
+from frostline.auditing.parameters import common_place, names
 from frostline.auditing.rule import Rule, Sighting
 from frostline.auditing.subject import Subject
 
@@ -54,25 +55,26 @@ for group in optimizer.param_groups:
 
 
 def check(subject: Subject) -> Iterator[Sighting]:
-    """One finding for each frozen part."""
+    """One finding for all of them: nothing changes, and one piece of code takes them out."""
     if subject.optimizer is None or isinstance(subject.optimizer, LBFGS):
         return
+    inert = list(_inert(subject))
     kind, state = type(subject.optimizer).__name__, subject.optimizer.state
-    for where, group in by_place(subject, _inert(subject)):
-        kept = sum(1 for entry in group if entry.tensor in state)
+    if inert:
+        kept = sum(1 for entry in inert if entry.tensor in state)
         also = f"; it keeps state for {kept:,}" if kept else ""
-        one = "is" if len(group) == 1 else "are"
+        one = "is" if len(inert) == 1 else "are"
         yield Sighting(
-            where,
+            common_place(names(inert)),
             "info",
-            f"{counted(len(group), 'frozen parameter')} {one} in {kind}, without gradients{also}",
+            f"{plural(len(inert), 'frozen parameter')} {one} in {kind}, without gradients{also}",
             _MEND,
         )
 
 
 def _inert(subject: Subject) -> Iterator[NamedTensor]:
     stepped = {id(parameter) for parameter in subject.stepped()}
-    for entry in once(subject):
+    for entry in subject.parameters:
         parameter = entry.tensor
         if id(parameter) in stepped and not parameter.requires_grad and parameter.grad is None:
             yield entry

@@ -46,7 +46,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from frostline._names import NamedTensor
-from frostline.auditing.parameters import by_owner, counted, once
+from frostline._results import plural
+from frostline.auditing.parameters import by_owner
 from frostline.auditing.rule import Rule, Sighting
 from frostline.auditing.subject import Subject
 
@@ -64,7 +65,7 @@ def check(subject: Subject) -> Iterator[Sighting]:
     kind = type(subject.optimizer).__name__
     for group in by_owner(_missing(subject)):
         names = " and ".join(entry.attribute[:30] for entry in group)
-        what = names if len(group) < 3 else counted(len(group), "parameter")
+        what = names if len(group) < 3 else plural(len(group), "parameter")
         yield Sighting(
             subject.by_module[id(group[0].owner)].name,
             "warning",
@@ -75,7 +76,7 @@ def check(subject: Subject) -> Iterator[Sighting]:
 
 def _missing(subject: Subject) -> Iterator[NamedTensor]:
     stepped = {id(parameter) for parameter in subject.stepped()}
-    for entry in once(subject):
+    for entry in subject.parameters:
         key = id(entry.tensor)
         if key not in stepped and entry.tensor.requires_grad and key not in subject.claim.tensors:
             yield entry

@@ -38,7 +38,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from frostline.auditing.parameters import by_owner, listed, once
+from frostline.auditing.parameters import by_owner, listed
 from frostline.auditing.rule import Rule, Sighting
 from frostline.auditing.subject import Subject
 
@@ -54,7 +54,7 @@ def check(subject: Subject) -> Iterator[Sighting]:
     if len(counts) == counts.total():
         return
     kind = type(subject.optimizer).__name__
-    for group in by_owner(entry for entry in once(subject) if counts[id(entry.tensor)] > 1):
+    for group in by_owner(entry for entry in subject.parameters if counts[id(entry.tensor)] > 1):
         most = max(counts[id(entry.tensor)] for entry in group)
         names = listed([entry.attribute[:20] for entry in group])
         yield Sighting(

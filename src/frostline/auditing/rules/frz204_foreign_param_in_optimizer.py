@@ -45,7 +45,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from frostline._names import NamedTensor
-from frostline.auditing.parameters import counted
+from frostline._results import plural
 from frostline.auditing.rule import Rule, Sighting
 from frostline.auditing.subject import Subject
 
@@ -70,12 +70,12 @@ def check(subject: Subject) -> Iterator[Sighting]:
         yield Sighting(
             "",
             "warning",
-            f"{kind} steps {counted(len(replaced), 'parameter')} that the model no longer has, "
+            f"{kind} steps {plural(len(replaced), 'parameter')} that the model no longer has, "
             f"such as the one that {looks[_look(replaced[0])][:30]} replaced",
             _MEND,
         )
     else:
-        message = f"{kind} steps {counted(len(foreign), 'parameter')} that the model does not have"
+        message = f"{kind} steps {plural(len(foreign), 'parameter')} that the model does not have"
         yield Sighting("", "info", message, _ADVICE)
 
 

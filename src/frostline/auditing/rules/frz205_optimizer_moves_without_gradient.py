@@ -39,8 +39,9 @@ from collections.abc import Iterator
 
 from torch.optim import LBFGS
 
+from frostline._results import plural
 from frostline.auditing.finding import Severity
-from frostline.auditing.parameters import by_place, counted, is_held, names, once
+from frostline.auditing.parameters import by_place, is_held, names
 from frostline.auditing.rule import Rule, Sighting
 from frostline.auditing.subject import Subject
 
@@ -56,14 +57,14 @@ def check(subject: Subject) -> Iterator[Sighting]:
     stepped = {id(parameter) for parameter in subject.stepped()}
     frozen = [
         entry
-        for entry in once(subject)
+        for entry in subject.parameters
         if id(entry.tensor) in stepped and not entry.tensor.requires_grad and not is_held(entry)
     ]
     lived = bool(subject.optimizer.state)
     severity: Severity = "error" if lived else "warning"
     how = "along its earlier directions" if lived else "once it has taken a step"
     for where, group in by_place(subject, frozen):
-        what = counted(len(group), "frozen parameter")
+        what = plural(len(group), "frozen parameter")
         message = f"LBFGS moves {what} without gradients, {how}"
         yield Sighting(where, severity, message, _MEND, names(group))
 

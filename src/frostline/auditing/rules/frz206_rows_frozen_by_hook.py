@@ -52,7 +52,6 @@ from typing import Any
 
 from torch import Tensor
 
-from frostline.auditing.parameters import once
 from frostline.auditing.rule import Rule, Sighting
 from frostline.auditing.subject import Subject
 
@@ -68,7 +67,7 @@ def check(subject: Subject) -> Iterator[Sighting]:
     """One finding for each such parameter."""
     groups = subject.optimizer.param_groups if subject.optimizer is not None else ()
     group_of = {id(p): group for group in groups for p in group["params"]}
-    for entry in once(subject):
+    for entry in subject.parameters:
         hooks, group = entry.tensor._backward_hooks, group_of.get(id(entry.tensor))
         if not hooks or group is None or not entry.tensor.requires_grad:
             continue

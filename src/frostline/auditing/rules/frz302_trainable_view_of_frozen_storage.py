@@ -42,10 +42,10 @@ from torch.nn.parameter import is_lazy
 
 from frostline._names import NamedTensor
 from frostline._results import elide
-from frostline.auditing.parameters import code_for, once
+from frostline.auditing.parameters import code_for
 from frostline.auditing.rule import Rule, Sighting
-from frostline.auditing.sharing import sharing
 from frostline.auditing.subject import Subject
+from frostline.summaries.sharing import sharing
 
 
 def check(subject: Subject) -> Iterator[Sighting]:
@@ -53,7 +53,7 @@ def check(subject: Subject) -> Iterator[Sighting]:
     claimed = [e for e in subject.claim.tensors.values() if not is_lazy(e.tensor)]
     trained = [
         entry
-        for entry in once(subject)
+        for entry in subject.parameters
         if entry.tensor.requires_grad
         and id(entry.tensor) not in subject.claim.tensors
         and not is_lazy(entry.tensor)

@@ -37,7 +37,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from frostline.auditing.parameters import common_place, counted
+from frostline._results import plural
+from frostline.auditing.parameters import common_place
 from frostline.auditing.rule import Rule, Sighting
 from frostline.auditing.subject import Subject
 from frostline.freezing import FrozenPart, parts
@@ -59,7 +60,7 @@ def check(subject: Subject) -> Iterator[Sighting]:
     for part in parts(subject.model):
         names = _drifted(part)
         if names:
-            of = f"{len(names):,} of {counted(len(part.tensors), 'tensor')}"
+            of = f"{len(names):,} of {plural(len(part.tensors), 'tensor')}"
             yield Sighting(
                 common_place(names),
                 "error",

@@ -41,8 +41,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from frostline._results import plural
 from frostline.auditing.adapters import has_adapters
-from frostline.auditing.parameters import counted
 from frostline.auditing.rule import Rule, Sighting
 from frostline.auditing.subject import Subject
 
@@ -72,7 +72,7 @@ def check(subject: Subject) -> Iterator[Sighting]:
         yield Sighting(
             "",
             "error" if now else "warning",
-            f"running statistics of {counted(norms, 'norm')} of the base {when}, "
+            f"running statistics of {plural(norms, 'norm')} of the base {when}, "
             "and are in no checkpoint of the adapter",
             _MEND,
             tuple(dict.fromkeys([*now, *later])),

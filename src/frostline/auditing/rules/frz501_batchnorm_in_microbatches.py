@@ -41,7 +41,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from frostline.auditing.parameters import counted
+from frostline._results import plural
 from frostline.auditing.rule import Rule, Sighting
 from frostline.auditing.subject import Facts, Subject
 
@@ -50,7 +50,7 @@ def check(subject: Subject) -> Iterator[Sighting]:
     """At most one finding, about the model."""
     count = sum(1 for facts in subject.modules if not facts.frozen and _looks_at_the_batch(facts))
     if count:
-        norms = counted(count, "norm")
+        norms = plural(count, "norm")
         yield Sighting(
             "",
             "info",

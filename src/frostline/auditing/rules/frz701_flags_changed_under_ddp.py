@@ -46,7 +46,7 @@ from collections.abc import Iterator
 
 from torch.nn.parallel import DistributedDataParallel
 
-from frostline.auditing.parameters import counted
+from frostline._results import plural
 from frostline.auditing.rule import Rule, Sighting
 from frostline.auditing.subject import Subject
 
@@ -77,11 +77,11 @@ def _difference(wrapper: DistributedDataParallel) -> str:
     known = {id(parameter) for parameter in wrapper._module_parameters}
     strange = sum(id(parameter) not in known for parameter in trainable)
     if strange:
-        return f"{counted(strange, 'trainable parameter')} came after it was wrapped"
+        return f"{plural(strange, 'trainable parameter')} came after it was wrapped"
     then = wrapper.logger._get_ddp_logging_data().ints_map["num_parameter_tensors"]
     if then == len(trainable):
         return ""
-    return f"wrapped when {counted(then, 'parameter')} could be trained; now {len(trainable):,} can"
+    return f"wrapped when {plural(then, 'parameter')} could be trained; now {len(trainable):,} can"
 
 
 RULE = Rule(code="FRZ701", name="flags-changed-under-ddp", check=check)

@@ -42,7 +42,7 @@ from collections.abc import Iterator
 
 from torch.nn.parallel import DistributedDataParallel
 
-from frostline.auditing.parameters import counted
+from frostline._results import plural
 from frostline.auditing.rule import Rule, Sighting
 from frostline.auditing.subject import Subject
 
@@ -60,7 +60,7 @@ def check(subject: Subject) -> Iterator[Sighting]:
             yield Sighting(
                 facts.name,
                 "info",
-                f"each forward writes {counted(frozen, 'frozen buffer')} with the values of rank 0",
+                f"each forward writes {plural(frozen, 'frozen buffer')} with the values of rank 0",
                 f"{_wrapper(facts.name)}.broadcast_buffers = False",
             )
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from frostline._names import NamedTensor
-from frostline.auditing.sharing import sharing
+from frostline.summaries.sharing import sharing
 
 SIZE = 24
 slices = st.builds(slice, st.integers(0, SIZE), st.integers(0, SIZE), st.integers(1, 4))
