@@ -73,8 +73,19 @@ class Selection:
     everything: Places
 
 
-def select(model: nn.Module, selector: Selector = None, exclude: Selector = None) -> Selection:
+def select(
+    model: nn.Module,
+    selector: Selector = None,
+    exclude: Selector = None,
+    everything: Places | None = None,
+) -> Selection:
     """The modules and tensors of ``model`` that ``selector`` names and ``exclude`` does not.
+
+    Args:
+        model: the root.
+        selector: what is wanted.
+        exclude: what is left out of it.
+        everything: all that hangs in ``model``, where somebody walked it already.
 
     Raises:
         SelectionError: if ``selector`` or ``exclude`` matches nothing, or nothing is left.
@@ -84,7 +95,7 @@ def select(model: nn.Module, selector: Selector = None, exclude: Selector = None
         >>> [t.name for t in select(net, "1").tensors][:2]
         ['1.weight', '1.bias']
     """
-    view = _View(model)
+    view = _View(model, everything)
     modules, tensors = view.find(selector)
     if exclude is not None:
         out_modules, out_tensors = view.find(exclude)
@@ -154,9 +165,9 @@ def describe(selector: Selector) -> str:
 class _View:
     """One model's modules and tensors, listed once, with the trees below them."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, everything: Places | None) -> None:
         self.model = model
-        self.everything = places(model)
+        self.everything = places(model) if everything is None else everything
         self.paths, self.tensors = self.everything.modules, self.everything.tensors
         self.modules = once(self.paths)
 

@@ -26,7 +26,7 @@ def _all_sure() -> Switch:
 AUDITING: list[Ablation] = [
     _ablation(
         "parts claim what they cover",
-        skip(claim, "parts", ()),
+        skip(claim, "_is_member", False),
         _CLAIM + "test_a_part_claims_what_it_covers_beside_the_flags",
     ),
     _ablation(
@@ -52,7 +52,7 @@ AUDITING: list[Ablation] = [
     ),
     _ablation(
         "a twin decides whether a gradient moves a byte",
-        skip(moving, "_moves", True),
+        replace(moving, "same_bits", lambda a, b: False),
         _MOVING + "test_as_a_real_step[SGD, rate 0-some-new]",
     ),
     _ablation(

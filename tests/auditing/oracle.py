@@ -123,8 +123,8 @@ def take_step(
             optimizer.zero_grad()
         cleared = False
         found: Tensor = loss(model, batch)
-        if found.requires_grad:
-            found.backward()
+        if found.requires_grad or optimizer is not None:
+            found.backward()  # raises where nothing is trainable, and then nothing is stepped
         return found
 
     if optimizer is None:

@@ -78,6 +78,16 @@ def _self_writing(finding: Finding, evidence: Evidence) -> bool:
     return bool(set(finding.tensors) & may)
 
 
+def _shared(finding: Finding, evidence: Evidence) -> bool:
+    """An error names what changed; a warning, what looks at memory of something trainable."""
+    if finding.severity == "error":
+        return _changed(finding, evidence)
+    trained = {
+        p.untyped_storage().data_ptr() for p in evidence.built.model.parameters() if p.requires_grad
+    }
+    return all(t.untyped_storage().data_ptr() in trained for t in evidence.tensors(finding))
+
+
 def _flag_on_module(finding: Finding, evidence: Evidence) -> bool:
     module = evidence.module(finding)
     return "requires_grad" in vars(module) and any(p.requires_grad for p in module.parameters())
@@ -313,6 +323,7 @@ _TRUTHS: dict[str, Callable[[Finding, Evidence], bool]] = {
     "FRZ204": _foreign,
     "FRZ207": _not_reached,
     "FRZ301": _tied,
+    "FRZ302": _shared,
     "FRZ401": _outside_of_the_checkpoint,
     "FRZ501": _norms_of_the_batch,
     "FRZ502": _one_value,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -56,6 +59,26 @@ def test_a_part_claims_what_it_covers_beside_the_flags() -> None:
     assert {e.name for e in found.tensors.values()} == {
         "1.weight", "1.bias", "0.1.running_mean", "0.1.running_var", "0.1.num_batches_tracked",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "switches", [{}, {"mode": "follow"}, {"params": False}, {"stats": "batch"}]
+)
+def test_all_that_a_part_covers(switches: dict[str, Any]) -> None:
+    model = net()
+    part = fl.freeze(model, ["0", "1.weight"], **switches)
+    found = claim(model, None)
+    assert {e.name for e in found.tensors.values()} == set(part.tensors)
+    assert set(map(id, part.modules.values())) <= found.modules
+
+
+def test_a_copy_is_asked_without_giving_it_parts() -> None:
+    model = net()
+    fl.freeze(model, "0")
+    copied = copy.deepcopy(model)
+    before = dict(vars(copied))
+    assert names(copied) == names(model)
+    assert dict(vars(copied)) == before
 
 
 def test_statistics_that_a_part_lets_move_are_not_claimed() -> None:

@@ -26,6 +26,8 @@ from tests.auditing.cases import Case
 from tests.everything import everything, forget_other_tests
 
 _HERE = Path(__file__).parent
+pytestmark = pytest.mark.usefixtures("small_heap")
+
 CODES = [code for code in BY_CODE if (_HERE / "rules" / f"{code.lower()}.py").exists()]
 SECTIONS = [
     "What it does", "Why is this bad?", "Example", "Use instead", "Fix safety", "Known problems",

@@ -11,6 +11,8 @@ from frostline.auditing.modes import after
 from tests.everything import everything, forget_other_tests
 from tests.zoo import ZOO, live
 
+pytestmark = pytest.mark.usefixtures("small_heap")
+
 
 class KeepsEval(nn.Sequential):
     def train(self, mode: bool = True) -> KeepsEval:

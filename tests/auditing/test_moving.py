@@ -35,6 +35,8 @@ GRADIENTS: dict[str, Callable[[Tensor], Tensor | None]] = {
     "some": torch.ones_like,
 }
 
+pytestmark = pytest.mark.usefixtures("small_heap")
+
 
 def net() -> nn.Sequential:
     torch.manual_seed(0)

@@ -60,10 +60,19 @@ def test_norms_are_counted() -> None:
 
 def test_a_loss_that_needs_no_gradient() -> None:
     model = net().requires_grad_(False)
-    step = measure(model, torch.optim.SGD(model.parameters(), lr=0.1), X, None, train=False)
+    step = measure(model, None, X, None, train=False)
     assert step.reached == frozenset()
     assert not step.raised
     assert len(step.changed) == 3
+
+
+def test_a_loop_ends_at_the_backward_of_a_loss_that_needs_no_gradient() -> None:
+    model = net().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    step = measure(model, torch.optim.SGD(model.parameters(), lr=0.1), X, None, train=False)
+    assert "does not require grad" in step.raised
+    assert len(step.changed) == 3  # by the forward; nothing was stepped
 
 
 def test_an_optimizer_that_asks_for_a_closure() -> None:

@@ -34,7 +34,7 @@ def _alone() -> None:
 def probed(model: nn.Module, batch: Any = X, frozen: Any = None, loss: Any = None) -> Probes:
     claimed = claim(model, frozen)
     before = surroundings([model], None, batch)
-    found = probe(model, claimed, gather(model, places(model), claimed), batch, loss)
+    found = probe(model, gather(model, places(model), claimed), batch, loss)
     assert surroundings([model], None, batch) == before
     return found
 

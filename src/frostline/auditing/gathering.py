@@ -25,7 +25,7 @@ def gather(
     trained, evaluated = modes.after(model, True), modes.after(model, False)
     if notes is not None:
         notes += [each.raised for each in (trained, evaluated) if each.raised]
-    parents = _parents(model)
+    parents = _parents(model, everything)
     found: dict[int, Facts] = {}
     for name, module in once(everything.modules):
         key = id(module)
@@ -43,9 +43,9 @@ def gather(
     return list(found.values())
 
 
-def _parents(model: nn.Module) -> dict[int, int]:
+def _parents(model: nn.Module, everything: Places) -> dict[int, int]:
     parents: dict[int, int] = {}
-    for module in model.modules():
+    for _, module in everything.modules:
         for child in module._modules.values():
             if child is not None and child is not model:
                 parents.setdefault(id(child), id(module))

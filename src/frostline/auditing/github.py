@@ -38,7 +38,9 @@ def _lines(findings: Iterable[Finding], file: str, line: int) -> Iterator[str]:
         where = group.where(_WIDTH, _PLACES)
         for alike in group.findings:
             first = alike[0]
-            lines = [f"{where}: {message(alike)}", *_code(alike)]
+            # A name that ends with a colon would make what looks like a command of a runner.
+            said = f"{where}: {message(alike)}".replace("::", ": :")
+            lines = [said, *_code(alike)]
             properties = {"file": file, "line": str(line), "title": f"{first.code} {first.name}"}
             given = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
             told = _data(elide("\n".join(lines), _LONGEST))

@@ -40,13 +40,13 @@ def judge(
     everything = places(model)
     noted: list[str] = []
     with collector_paused():
-        claimed = claim(model, frozen)
+        claimed = claim(model, frozen, everything)
         modules = gather(model, everything, claimed, noted)
     asked = knowing.Asked(model, optimizer, batch, compute_loss, _way(everything, batch))
     now, after_train, notes = knowing.steps(asked, claimed, modules, everything)
     subject = Subject(
         model, claimed, modules, everything.tensors, now, after_train, optimizer, batch,
-        compute_loss, knowing.probes(asked, claimed, modules),
+        compute_loss, knowing.probes(asked, claimed, modules, now),
     )  # fmt: skip
     with collector_paused():
         findings = _findings(subject)

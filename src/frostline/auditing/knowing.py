@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from frostline._names import Places
+from frostline._state import collector_paused
 from frostline.auditing.claim import Claim
 from frostline.auditing.moving import Moving, moving
 from frostline.auditing.reading import read
@@ -50,8 +51,9 @@ def steps(
             if after is not None:
                 return now, after, []
         return *_unsure(asked, claim, modules, everything, same), [why]
-    moved = moving(asked.optimizer, claim, everything)
-    return *_read(modules, moved, same), []
+    with collector_paused():
+        moved = moving(asked.optimizer, claim, everything)
+        return *_read(modules, moved, same), []
 
 
 def _read(modules: list[Facts], moved: Moving, same: bool) -> tuple[Step, Step]:
@@ -91,10 +93,10 @@ def _predict(asked: Asked, *, train: bool) -> tuple[Step | None, str]:
     return found, ""
 
 
-def probes(asked: Asked, claim: Claim, modules: list[Facts]) -> Probes | None:
+def probes(asked: Asked, claim: Claim, modules: list[Facts], now: Step) -> Probes | None:
     """What runs of the frozen part show; None without a real batch, or with nothing frozen."""
     if asked.way != "measured" or not claim.tensors:
         return None
     from frostline.auditing.probes import probe
 
-    return probe(asked.model, claim, modules, asked.batch, asked.compute_loss)
+    return probe(asked.model, modules, asked.batch, asked.compute_loss, now.changed)

@@ -36,7 +36,8 @@ def after(model: nn.Module, training: bool) -> Modes:
         (True, False)
     """
     modules = list(model.modules())
-    if all(_is_torchs(module) for module in modules):
+    plain: dict[type, bool] = {}
+    if all(_is_torchs(module, plain) for module in modules):
         return Modes({id(module): training and not is_held(module) for module in modules})
     now = {id(module): module.training for module in modules}
     with collector_paused(), untouched(model, None, values=True):
@@ -48,11 +49,12 @@ def after(model: nn.Module, training: bool) -> Modes:
         return Modes({id(module): module.training for module in modules})
 
 
-def _is_torchs(module: nn.Module) -> bool:
+def _is_torchs(module: nn.Module, known: dict[type, bool]) -> bool:
+    """Whether ``train`` and ``eval`` of a module are torch's own; ``known`` is filled by class."""
     if "train" in vars(module) or "eval" in vars(module):
         return False
-    return all(
-        "train" not in vars(cls) and "eval" not in vars(cls)
-        for cls in type(module).__mro__
-        if cls not in (nn.Module, Held)
-    )
+    cls = type(module)
+    if cls not in known:
+        bases = [base for base in cls.__mro__ if base not in (nn.Module, Held)]
+        known[cls] = all("train" not in vars(b) and "eval" not in vars(b) for b in bases)
+    return known[cls]

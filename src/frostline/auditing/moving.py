@@ -12,6 +12,7 @@ import inspect
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,45 +51,60 @@ def moving(optimizer: Optimizer | None, claim: Claim, everything: Places) -> Mov
         if e.kind == "parameter" and covers(e.owner, e.attribute)
     }
     for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            key = id(parameter)
-            if key in claim.tensors and key not in held:
-                _add(found, optimizer, group, parameter)
+        mine = [p for p in group["params"] if id(p) in claim.tensors and id(p) not in held]
+        _without_gradient(found, optimizer, mine)
+        stale = [p for p in mine if not p.requires_grad and p.grad is not None]
+        if stale and not isinstance(optimizer, LBFGS):
+            _with_gradient(found, optimizer, group, stale)
     found.undecided.update(_through_shared_memory(optimizer, claim, everything))
+    if not any(e.tensor.requires_grad for e in everything.tensors if e.kind == "parameter"):
+        # Then backward() raises, unless something beside the model is trained with it.
+        why = "whether the loop comes to a step: nothing in the model is trainable"
+        return Moving(undecided={**found.undecided, **dict.fromkeys(found.sure, why)})
     return found
 
 
-def _add(found: Moving, optimizer: Optimizer, group: dict[str, object], parameter: Tensor) -> None:
-    if parameter.requires_grad:
-        found.undecided[id(parameter)] = "whether a gradient reaches it"
-    elif isinstance(optimizer, LBFGS):
-        found.undecided[id(parameter)] = "LBFGS writes to every parameter"
-    elif parameter.grad is not None:
-        moves = _moves(optimizer, group, parameter)
-        if moves is None:
+def _without_gradient(found: Moving, optimizer: Optimizer, parameters: list[Tensor]) -> None:
+    for parameter in parameters:
+        if parameter.requires_grad:
+            found.undecided[id(parameter)] = "whether a gradient reaches it"
+        elif isinstance(optimizer, LBFGS):
+            found.undecided[id(parameter)] = "LBFGS writes to every parameter"
+
+
+def _with_gradient(
+    found: Moving, optimizer: Optimizer, group: dict[str, Any], stale: list[Tensor]
+) -> None:
+    after = _stepped(optimizer, group, stale)
+    for i, parameter in enumerate(stale):
+        if after is None:
             found.undecided[id(parameter)] = f"what {type(optimizer).__name__} does with a gradient"
-        elif moves:
+        elif not same_bits(after[i], parameter):
             found.sure.add(id(parameter))
 
 
-def _moves(optimizer: Optimizer, group: dict[str, object], parameter: Tensor) -> bool | None:
-    """Whether a step changes a byte of a parameter with the gradient that it has."""
-    gradient = parameter.grad
-    if gradient is None or not has_bytes(parameter) or not has_bytes(gradient):
+def _stepped(
+    optimizer: Optimizer, group: dict[str, Any], stale: list[Tensor]
+) -> list[nn.Parameter] | None:
+    """Copies of parameters after a step with the gradients and the state that they have."""
+    gradients = [p.grad for p in stale if p.grad is not None]
+    if not all(map(has_bytes, [*stale, *gradients])):
         return None
-    stand_in = nn.Parameter(parameter.detach().clone(), requires_grad=False)
-    stand_in.grad = gradient.detach().clone()
+    copies = [nn.Parameter(p.detach().clone(), requires_grad=False) for p in stale]
+    for stand_in, gradient in zip(copies, gradients, strict=True):
+        stand_in.grad = gradient.detach().clone()
     try:
         with torch.no_grad(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
-            other = twin(optimizer, group, stand_in, ())
-            if optimizer.state.get(parameter):
-                other.state[stand_in] = copy.deepcopy(optimizer.state[parameter])
+            other = twin(optimizer, group, copies, ())
+            for stand_in, parameter in zip(copies, stale, strict=True):
+                if optimizer.state.get(parameter):
+                    other.state[stand_in] = copy.deepcopy(optimizer.state[parameter])
             # Below the hooks of optimizers: guards and schedulers would count this as a step.
             inspect.unwrap(type(other).step)(other)
-    except Exception:  # whatever an optimizer of somebody else dislikes about the stand-in
+    except Exception:  # whatever an optimizer of somebody else dislikes about a stand-in
         return None
-    return not same_bits(stand_in, parameter)
+    return copies
 
 
 def _through_shared_memory(
@@ -99,11 +115,14 @@ def _through_shared_memory(
     trained = [
         entry
         for entry in everything.tensors
-        if entry.tensor.requires_grad
-        and id(entry.tensor) in stepped
-        and id(entry.tensor) not in claim.tensors
+        if entry.tensor.requires_grad and id(entry.tensor) in stepped
     ]
-    frozen = [entry for entry in claim.tensors.values() if not is_lazy(entry.tensor)]
+    own = {id(entry.tensor) for entry in trained}
+    frozen = [
+        entry
+        for key, entry in claim.tensors.items()
+        if key not in own and not is_lazy(entry.tensor)
+    ]
     for one, other in sharing(frozen, trained):
         why = f"whether a gradient reaches {other.name}, which shares its memory"
         yield id(one.tensor), why

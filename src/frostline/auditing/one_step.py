@@ -83,7 +83,10 @@ class OneStep:
         return loss
 
     def _backward(self, loss: Tensor) -> bool:
-        return not loss.requires_grad or self._guarded("backward", loss.backward)
+        """Whether the step goes on; with nothing trainable a loop ends here, by torch's error."""
+        if self.optimizer is None and not loss.requires_grad:
+            return True
+        return self._guarded("backward", loss.backward)
 
     def _guarded(self, stage: Stage, act: Callable[[], Any]) -> bool:
         self.stage = stage

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from frostline.auditing.claim import Claim
 from frostline.auditing.rerunning import Salted, Whole
 from frostline.auditing.sandbox import sandbox
 from frostline.auditing.subject import Facts
@@ -72,10 +71,10 @@ class Probes:
 
 def probe(
     model: nn.Module,
-    claim: Claim,
     modules: Sequence[Facts],
     batch: Any,
     compute_loss: Loss | None,
+    moved: Container[int] = frozenset(),
 ) -> Probes:
     """Run the model on a few samples of ``batch`` and see what its frozen modules do.
 
@@ -83,28 +82,33 @@ def probe(
 
     Args:
         model: the root.
-        claim: what is claimed to be frozen.
         modules: facts of its modules.
         batch: a real batch, of which 2 to 8 samples are used.
         compute_loss: how the model is run; without, it is called on the samples.
+        moved: ids of tensors that a step changes. A module whose frozen parameters are among them
+            is left out: between two runs it is not the same.
 
     Example:
         >>> from frostline._names import places
         >>> from frostline.auditing.claim import claim
         >>> from frostline.auditing.gathering import gather
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).requires_grad_(False)
-        >>> claimed = claim(net, None)
-        >>> facts = gather(net, places(net), claimed)
-        >>> probe(net, claimed, facts, torch.randn(4, 2), None).by_mode[0].name
+        >>> facts = gather(net, places(net), claim(net, None))
+        >>> probe(net, facts, torch.randn(4, 2), None).by_mode[0].name
         '1'
     """
-    frozen = [facts for facts in modules if facts.frozen]
+    frozen = [facts for facts in modules if facts.frozen and not _moves(facts, moved)]
     if not frozen:
         return Probes()
     model = unwrapped(model)
     beside = () if compute_loss is None else modules_beside(model, compute_loss)
     with sandbox(model, None, batch, beside):
         return _Probing(model, frozen, batch, compute_loss, beside).probes()
+
+
+def _moves(facts: Facts, moved: Container[int]) -> bool:
+    own = facts.module._parameters.values()
+    return any(p is not None and not p.requires_grad and id(p) in moved for p in own)
 
 
 class _Probing:

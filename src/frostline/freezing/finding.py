@@ -13,7 +13,7 @@ from torch import nn
 from frostline._names import NamedTensor, named_modules, named_tensors
 from frostline.freezing import arguments, live_parts
 from frostline.freezing.part import FrozenPart, Terms
-from frostline.freezing.record import PARTS, Hold, covers, get
+from frostline.freezing.record import PARTS, Hold, covers, get, keeps_buffers
 
 
 def parts(model: nn.Module) -> list[FrozenPart]:
@@ -30,6 +30,11 @@ def parts(model: nn.Module) -> list[FrozenPart]:
     """
     arguments.check_model(model, "parts")
     _adopt(model)
+    return known(model)
+
+
+def known(model: nn.Module) -> list[FrozenPart]:
+    """The parts that a model has already; unlike :func:`parts`, this leaves it as it is."""
     found: list[FrozenPart] = []
     for module in model.modules():
         # A shallow copy of a module shares the entry, but the parts are those of the original.
@@ -91,6 +96,4 @@ def _is_slot(entry: NamedTensor, part: str) -> bool:
 
 
 def _is_member(entry: NamedTensor, part: str) -> bool:
-    if entry.kind == "parameter":
-        return False
-    return any(hold.stats != "update" for hold in _holds(entry.owner, part))
+    return entry.kind != "parameter" and keeps_buffers(entry.owner, part)

@@ -102,6 +102,13 @@ def covers(module: nn.Module, parameter: str, part: str | None = None) -> bool:
     return any(s.name == parameter and (part is None or part in s.parts) for s in slots)
 
 
+def keeps_buffers(module: nn.Module, part: str | None = None) -> bool:
+    """Whether some part, or this one, has the buffers of ``module`` among its members."""
+    record = get(module)
+    holds = record.holds if record is not None else ()
+    return any(h.stats != "update" and (part is None or h.part == part) for h in holds)
+
+
 def is_held(module: nn.Module) -> bool:
     """Whether ``module`` is kept in eval mode."""
     return EVAL in module.__dict__

@@ -39,7 +39,7 @@ def state_of_one(
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 parameter = stand_in(like)
-                other = twin(optimizer, group, parameter, known)
+                other = twin(optimizer, group, [parameter], known)
                 # Below the hooks of optimizers: guards and schedulers would count this as a step.
                 inspect.unwrap(type(other).step)(other)
             return nbytes(tensors_in(other.state[parameter]))
@@ -71,26 +71,29 @@ def _given(data: Tensor) -> nn.Parameter:
 
 
 def twin(
-    optimizer: Optimizer, group: Mapping[str, Any], parameter: nn.Parameter, known: Iterable[Any]
+    optimizer: Optimizer,
+    group: Mapping[str, Any],
+    parameters: list[nn.Parameter],
+    known: Iterable[Any],
 ) -> Optimizer:
-    """An optimizer of the same class and options that steps one parameter, without any state.
+    """An optimizer of the same class and options that steps these, without any state.
 
     Args:
         optimizer: it is only read.
         group: the one of its groups whose options count.
-        parameter: takes the place of each parameter that ``optimizer`` refers to.
+        parameters: the first takes the place of each parameter that ``optimizer`` refers to.
         known: objects that it may refer to and that are not to be copied.
     """
     other = object.__new__(type(optimizer))
     # Wherever the optimizer refers to a parameter of its own, the twin refers to the stand-in.
     memo: dict[int, Any] = {id(thing): thing for thing in known}
-    memo |= {id(p): parameter for g in optimizer.param_groups for p in g["params"]}
+    memo |= {id(p): parameters[0] for g in optimizer.param_groups for p in g["params"]}
     memo[id(optimizer)] = other
     options = {key: value for key, value in group.items() if key not in ("params", "param_names")}
     own = {k: v for k, v in vars(optimizer).items() if k not in _REPLACED and "hook" not in k}
     vars(other).update(copy.deepcopy(own, memo))
     other.state = defaultdict(dict)
-    other.param_groups = [{**copy.deepcopy(options, memo), "params": [parameter]}]
+    other.param_groups = [{**copy.deepcopy(options, memo), "params": parameters}]
     return other
 
 

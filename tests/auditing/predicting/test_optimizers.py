@@ -66,7 +66,10 @@ def test_every_form_of_an_optimizer(kind: str, lived: bool) -> None:
             model[4].requires_grad_(False)
         found = compared(model, optimizer, batch(), squared)
         assert found.wrong == set(), form
-        assert set(found.undecided) <= {"0.bias"}, form
+        # Rprop stands still where the sign of a gradient turned, which values alone tell.
+        everything = {name for name, _ in model.named_parameters()}
+        turns = kind == "Rprop" and lived
+        assert set(found.undecided) <= (everything if turns else {"0.bias"}), form
 
 
 def test_a_stale_gradient_moves_a_frozen_parameter() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import LBFGS, Optimizer
+from torch.optim import LBFGS, Optimizer, Rprop
 
 from frostline.auditing.predicting.effects import Effect
 from frostline.auditing.predicting.ledger import Ledger
@@ -32,6 +32,10 @@ def step(optimizer: Optimizer, ledger: Ledger, reached: frozenset[int]) -> None:
     if isinstance(optimizer, LBFGS):
         refuse_lbfgs(optimizer, map(id, held))
         _search(optimizer, ledger, reached)
+        return
+    if isinstance(optimizer, Rprop) and optimizer.state:
+        why = "Rprop stands still where the sign of a gradient turned"
+        _undecided(optimizer, ledger, lambda p: p.grad is not None, why)
         return
     for group in optimizer.param_groups:
         if group.get("fused") and any(p.is_meta for p in group["params"]):

@@ -189,6 +189,8 @@ class Values:
             return replace(value, centred=place == 0, noise=noise)
         if self._cancels(name, args, place):
             return replace(value, noise=True)
+        if name == "native_batch_norm_backward" and place == 2 and inputs[0].centred:
+            return replace(value, noise=True)  # a shift before a batch norm
         bias = name == "convolution_backward" and place == 2
         if (bias or name == "sum") and inputs and inputs[0].centred:
             return replace(value, noise=True)

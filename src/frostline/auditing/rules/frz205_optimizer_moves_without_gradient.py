@@ -52,7 +52,7 @@ optimizer = torch.optim.LBFGS([p for p in model.parameters() if p.requires_grad]
 
 def check(subject: Subject) -> Iterator[Sighting]:
     """One finding for each frozen part; what a part holds makes the step raise instead."""
-    if not isinstance(subject.optimizer, LBFGS):
+    if not isinstance(subject.optimizer, LBFGS) or not _trains(subject):
         return
     stepped = {id(parameter) for parameter in subject.stepped()}
     frozen = [
@@ -67,6 +67,11 @@ def check(subject: Subject) -> Iterator[Sighting]:
         what = plural(len(group), "frozen parameter")
         message = f"LBFGS moves {what} without gradients, {how}"
         yield Sighting(where, severity, message, _MEND, names(group))
+
+
+def _trains(subject: Subject) -> bool:
+    """Whether anything is trainable; else no step comes, which FRZ006 tells."""
+    return any(entry.tensor.requires_grad for entry in subject.parameters)
 
 
 RULE = Rule(code="FRZ205", name="optimizer-moves-without-gradient", check=check)

@@ -42,6 +42,7 @@ from torch.nn.parameter import is_lazy
 
 from frostline._names import NamedTensor
 from frostline._results import elide
+from frostline.auditing.finding import Severity
 from frostline.auditing.parameters import code_for
 from frostline.auditing.rule import Rule, Sighting
 from frostline.auditing.subject import Subject
@@ -65,11 +66,18 @@ def check(subject: Subject) -> Iterator[Sighting]:
         told.add(id(frozen.tensor))
         yield Sighting(
             frozen.name,
-            "error",
+            _severity(subject, frozen),
             f"shares memory with {elide(other.name, 60)}, which is trainable",
             _mend(subject, frozen),
             (frozen.name,),
         )
+
+
+def _severity(subject: Subject, entry: NamedTensor) -> Severity:
+    """A warning where a step was seen that left it alone: without an optimizer, or a rate of 0."""
+    step, key = subject.now, id(entry.tensor)
+    moves = step.how == "read" or key in step.changed or key in step.undecided
+    return "error" if moves else "warning"
 
 
 def _mend(subject: Subject, entry: NamedTensor) -> str:

@@ -41,7 +41,8 @@ from frostline._results import plural
 from frostline.auditing.parameters import common_place
 from frostline.auditing.rule import Rule, Sighting
 from frostline.auditing.subject import Subject
-from frostline.freezing import FrozenPart, parts
+from frostline.freezing.finding import known
+from frostline.freezing.part import FrozenPart
 from frostline.freezing.record import get
 
 # Other rules tell of modes and flags.
@@ -57,7 +58,7 @@ def check(subject: Subject) -> Iterator[Sighting]:
     """One finding for each part that changed."""
     if all(get(facts.module) is None for facts in subject.modules):
         return
-    for part in parts(subject.model):
+    for part in known(subject.model):
         names = _drifted(part)
         if names:
             of = f"{len(names):,} of {plural(len(part.tensors), 'tensor')}"

@@ -35,6 +35,10 @@ assert fl.audit(model, frozen=["0", "1"], batch=torch.randn(8, 4)).ok
 Where it happens in training mode only, holding the module is safe: it does as in evaluation. Else
 its own code has to change, and with it what it computes.
 
+## Known problems
+The whole model is left out, unless it is one layer: where it computes a loss of its own, as a
+contrastive one, its code brings the samples together.
+
 ## References
 - batch statistics that stay in use in a norm said to be frozen: Lightning pull request 15063
 - Ioffe, Batch Renormalization, 2017: why a batch in training and a sample in use differ
@@ -69,9 +73,14 @@ def check(subject: Subject) -> Iterator[Sighting]:
 
 
 def _is_told(facts: Facts, training: bool, step: Step) -> bool:
-    """Whether it is a norm that uses the batch, or couples samples by what it writes to itself."""
+    """Whether it is a norm that uses the batch, or couples samples by what it writes to itself.
+
+    Neither counts a whole model: where it computes the loss, its code brings the samples together.
+    """
+    if facts.parent is None and facts.module._modules:
+        return True
     doing = facts.doing(training)
-    if doing is not None and doing.statistics == "batch":
+    if doing is not None and (doing.statistics == "batch" or doing.writes):
         return True
     own = (*facts.module._buffers.values(), *vars(facts.module).values())
     return any(id(value) in step.changed for value in own if isinstance(value, Tensor))
