@@ -52,6 +52,7 @@ lint: $(DEV_STAMP)
 	$(BIN)/python bench/gpu_accumulation.py --check
 	$(BIN)/python -m tests.peers --check
 	$(BIN)/python -m tests.rule_pages --check
+	$(BIN)/python -m tests.auditing.oracle_page --check
 
 format: $(DEV_STAMP)
 	$(BIN)/ruff check --fix .

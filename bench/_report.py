@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from bench import _accumulate_summary, _recalibrate_summary
+from bench import _accumulate_summary, _audit_summary, _recalibrate_summary
 from bench._claims import Claim
 
 HERE = Path(__file__).parent
@@ -25,7 +25,7 @@ HEAD = """# Results
 Written by `python bench/_report.py` from the raw samples in `bench/results/`; nothing here is typed
 by hand. Two shared cores, one thread: read the ratios, not the seconds. Every figure is the median
 of alternated rounds in one run, quartiles in brackets. "One round" was measured once, partly beside
-other work, as each sample says. GPU: not run.
+other work, as each sample says. On a GPU: [RESULTS-gpu.md](RESULTS-gpu.md).
 
 | what | command | result | target | |
 |---|---|---|---|---|
@@ -57,6 +57,11 @@ def rows() -> list[list[str]]:
         *_guard(_read("guard")),
         *map(_accumulated, _accumulate_summary.claims(_samples("accumulate"))),
         *map(_recalibrated, _recalibrate_summary.claims(_samples("recalibrate"))),
+        *(_claimed(claim, "audit.py") for claim in _audit_summary.costs(_read("audit")["seconds"])),
+        *(
+            _claimed(claim, "audit_memory.py")
+            for claim in _audit_summary.memory(_samples("audit_memory"))
+        ),
     ]
 
 

@@ -15,6 +15,7 @@ import frostline as fl
 from frostline.auditing.report import AuditReport
 from tests.auditing.cases import Case
 from tests.auditing.faults.corpus import FAULTS, UNTOLD, Fault
+from tests.coverage_table import TOLD
 
 pytestmark = [
     # torch's own warnings about two of the faults.
@@ -51,12 +52,14 @@ def test_a_fault_is_told_by_its_codes(fault: Fault) -> None:
     assert case.codes
     report = audited(case)
     assert told(report, case.codes) == case.codes, f"{fault.source}\n{report}"
+    assert case.codes <= {f"FRZ{digits}" for digits in TOLD[f"F{fault.number}"]}
 
 
 def test_every_failure_mode_is_told_or_has_a_reason() -> None:
     numbers = {fault.number for fault in FAULTS}
     assert numbers | set(UNTOLD) == set(range(1, 86))
     assert not numbers & set(UNTOLD)
+    assert set(TOLD) == {f"F{number}" for number in numbers}
 
 
 def test_every_fault_has_a_source_and_a_name_of_its_own() -> None:

@@ -95,6 +95,6 @@ def _failing_loss() -> Iterator[None]:
         text = str(error).strip().partition("\n")[0]
         raise BatchError(
             f"compute_loss(model, batch) raised {type(error).__name__}: {text}\n"
-            "It was called with a batch of a few samples, in the form of the batch that was "
-            "given. Run compute_loss(model, batch) yourself first"
+            "It was called with the batch that was given, or with a few of its samples in the same "
+            "form. Run compute_loss(model, batch) yourself first"
         ) from error

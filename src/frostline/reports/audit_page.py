@@ -64,9 +64,13 @@ def _by_severity(result: Mapping[str, Any]) -> dict[str, int]:
 
 def _tallies(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """How many findings of each severity there are, worst first, those with none left out."""
-    nouns = {"error": "error", "warning": "warning", "info": "remark"}
+    several = {"error": "errors", "warning": "warnings", "info": "info"}
     return [
-        {"severity": severity, "count": count, "noun": nouns[severity] + ("s" if count > 1 else "")}
+        {
+            "severity": severity,
+            "count": count,
+            "noun": several[severity] if count > 1 else severity,
+        }
         for severity, count in _by_severity(result).items()
         if count
     ]

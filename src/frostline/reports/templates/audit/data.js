@@ -5,7 +5,7 @@ const THIN = 0.25;      // blocks under this many percent of the width are drawn
 const WIDE = 1;         // until they are as wide as this
 const STATES = ["frozen", "trainable", "mixed", "none"];
 const SEVERITIES = ["error", "warning", "info"];
-const WORDS = { error: "error", warning: "warning", info: "remark", none: "no parameters",
+const WORDS = { error: "error", warning: "warning", info: "info", none: "no parameters",
   frozen: "frozen", trainable: "trainable", mixed: "partly frozen", now: "will change",
   later: "changes after model.train()" };
 const count = data.name.length;
