@@ -7,14 +7,12 @@ those are counted that go when the loss goes: the graph behind the loss held the
 from __future__ import annotations
 
 import gc
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from frostline._batches import tensors_in
 from frostline._calling import call, failing_call, how_called
@@ -22,6 +20,7 @@ from frostline.behaviours.untouched import untouched
 from frostline.freezing.planning import unwrapped
 from frostline.freezing.printing import human
 from frostline.summaries.births import Births
+from frostline.summaries.shapes_only import not_logged, shapes_only
 
 How = Literal["predicted", "measured"]
 
@@ -51,7 +50,7 @@ def saved(model: nn.Module, batch: Any) -> Saved:
     """
     model = unwrapped(model)
     try:
-        with _not_logged():
+        with not_logged():
             return _run(model, batch, "predicted")
     except Exception:
         # Either the code asks for a value, which a fake tensor has not, or the batch does not fit.
@@ -60,8 +59,8 @@ def saved(model: nn.Module, batch: Any) -> Saved:
 
 
 def _run(model: nn.Module, batch: Any, how: How) -> Saved:
-    shapes_only = _shapes_only() if how == "predicted" else nullcontext()
-    with untouched(model, batch, values=how == "measured"), shapes_only as fake:
+    memory = shapes_only() if how == "predicted" else nullcontext()
+    with untouched(model, batch, values=how == "measured"), memory as fake:
         births = Births(fake)
         with births:
             kept, of = _kept(call(model, batch))
@@ -93,27 +92,3 @@ def _left(nbytes: int, how: How) -> str:
     if how == "predicted":
         note += "; its tensors are without memory, so empty it before you train"
     return note
-
-
-@contextmanager
-def _shapes_only() -> Iterator[FakeTensorMode]:
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        # Whoever takes the address of values that are not there gets an error, not garbage.
-        fake._allow_unsafe_data_ptr_access = False
-        try:
-            yield fake
-        finally:
-            # It would keep weak references until the next collection, and torch swaps no tensor
-            # that has some.
-            fake.fake_tensor_converter.meta_converter.describer.lookup_tensor.clear()
-
-
-@contextmanager
-def _not_logged() -> Iterator[None]:
-    """An operation that fails under fake tensors is logged as an error; ours is to run for real."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,42 +13,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 
 from frostline.behaviours.untouched import untouched
+from frostline.summaries.shapes_only import not_logged, shapes_only
 
 
 @contextmanager
 def kept(model: nn.Module, optimizer: Optimizer | None) -> Iterator[FakeTensorMode]:
     """Everything is computed without memory, and everything that Python can change is put back."""
     with ExitStack() as stack:
-        stack.enter_context(_not_logged())
+        stack.enter_context(not_logged())
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         stack.enter_context(untouched(model, None, values=False))
         if optimizer is not None:
             stack.enter_context(_optimizer_kept(optimizer))
-        yield stack.enter_context(_shapes_only())
-
-
-@contextmanager
-def _shapes_only() -> Iterator[FakeTensorMode]:
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        fake._allow_unsafe_data_ptr_access = False
-        try:
-            yield fake
-        finally:
-            # It would keep weak references until the next collection, and torch swaps no tensor
-            # that has some.
-            fake.fake_tensor_converter.meta_converter.describer.lookup_tensor.clear()
-
-
-@contextmanager
-def _not_logged() -> Iterator[None]:
-    """An operation that fails without memory is logged as an error; ours is to say so."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
+        yield stack.enter_context(shapes_only())
 
 
 @contextmanager
