@@ -15,8 +15,8 @@ Pair = tuple[NamedTensor, NamedTensor]
 _Span = tuple[str, int, int, int, NamedTensor]
 
 
-def sharing(left: Sequence[NamedTensor], right: Sequence[NamedTensor]) -> Iterator[Pair]:
-    """Pairs of one of ``left`` and one of ``right``, by address; cost n log n.
+def sharing(left: Sequence[NamedTensor], right: Sequence[NamedTensor]) -> list[Pair]:
+    """Pairs of one of ``left`` and one of ``right``, in their order; cost n log n.
 
     Example:
         >>> flat, owner = torch.zeros(8), nn.Module()
@@ -28,8 +28,15 @@ def sharing(left: Sequence[NamedTensor], right: Sequence[NamedTensor]) -> Iterat
         [('a', 'b')]
     """
     if not left or not right:
-        return
+        return []
     left, right = _near(left, right)
+    place = {id(entry): i for i, entry in enumerate((*left, *right))}
+    pairs = _by_memory(left, right)
+    return sorted(pairs, key=lambda pair: (place[id(pair[0])], place[id(pair[1])]))
+
+
+def _by_memory(left: Sequence[NamedTensor], right: Sequence[NamedTensor]) -> Iterator[Pair]:
+    """The pairs in the order of their addresses."""
     footprint = Footprint(entry.tensor for entry in (*left, *right))
     reaching: list[_Span] = []
     for here in sorted(_spans(footprint, left, right), key=_by_address):
