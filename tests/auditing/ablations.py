@@ -38,7 +38,7 @@ AUDITING: list[Ablation] = [
         "a train() of the user's is called",
         skip(modes, "_is_torchs", True),
         _MODES + "test_as_if_it_were_called[keeps eval-True-True]",
-        _MODES + "test_as_if_it_were_called[patched-False-True]",
+        _MODES + "test_as_if_it_were_called[patched-True-False]",
     ),
     _ablation(
         "a hold is no mode that train() changes",
