@@ -22,12 +22,14 @@ def gather(
         claim: what is claimed to be frozen.
         notes: what else comes to light is added here.
     """
-    trained, evaluated = modes.after(model, True), modes.after(model, False)
+    places = once(everything.modules)
+    modules = [module for _, module in places]
+    trained, evaluated = (modes.after(model, training, modules) for training in (True, False))
     if notes is not None:
         notes += [each.raised for each in (trained, evaluated) if each.raised]
     parents = _parents(model, everything)
     found: dict[int, Facts] = {}
-    for name, module in once(everything.modules):
+    for name, module in places:
         key = id(module)
         parent = found.get(parents[key]) if key in parents else None
         found[key] = Facts(

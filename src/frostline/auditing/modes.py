@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -25,17 +26,22 @@ class Modes:
     raised: str = ""
 
 
-def after(model: nn.Module, training: bool) -> Modes:
+def after(model: nn.Module, training: bool, modules: Sequence[nn.Module] | None = None) -> Modes:
     """The modes after ``model.train(training)``; nothing is changed.
 
     Where somebody overrides ``train``, it is called and all that it did is put back.
+
+    Args:
+        model: the root.
+        training: the mode that is asked for.
+        modules: all of its modules, where somebody walked it already.
 
     Example:
         >>> net = nn.Sequential(nn.Dropout()).eval()
         >>> after(net, True).of[id(net[0])], net[0].training
         (True, False)
     """
-    modules = list(model.modules())
+    modules = list(model.modules()) if modules is None else modules
     plain: dict[type, bool] = {}
     if all(_is_torchs(module, plain) for module in modules):
         return Modes({id(module): training and not is_held(module) for module in modules})
