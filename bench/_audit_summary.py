@@ -39,7 +39,7 @@ def memory(samples: Iterable[Sample]) -> list[Claim]:
             found.setdefault((sample["subject"], sample["way"]), []).append(sample["all"])
     return [
         Claim(
-            f"audit with a batch, ResNet-50, {words}: memory over that of two training steps",
+            f"audit with a batch, ResNet-50, {words}: memory over twice that of a training step",
             [
                 ours / (2 * step)
                 for ours, step in zip(
