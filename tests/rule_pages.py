@@ -10,8 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from frostline.auditing import pages
 from frostline.auditing.rule import Rule
+from frostline.auditing.telling import pages
 
 FOLDER = Path(__file__).parents[1] / "docs" / "rules"
 

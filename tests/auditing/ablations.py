@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from frostline.auditing import claim, judging, modes, moving, reading
 from frostline.auditing.rule import Rule
-from tests.auditing.ablations_measuring import MEASURING
+from tests.auditing.measuring.ablations import MEASURING
 from tests.auditing.predicting.ablations import PREDICTING
 from tests.switches import Ablation, Switch, replace, skip
 

@@ -17,7 +17,7 @@ from frostline._names import named_modules, places
 from frostline.auditing.claim import claim
 from frostline.auditing.gathering import gather
 from frostline.auditing.probes import Differing, Probes, probe
-from tests.auditing.surroundings import surroundings
+from tests.auditing.measuring.surroundings import surroundings
 from tests.everything import forget_other_tests
 from tests.zoo import ZOO, fresh, live, seeded
 

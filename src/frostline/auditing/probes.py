@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from frostline.auditing.measuring.sandbox import sandbox
 from frostline.auditing.rerunning import Salted, Whole
-from frostline.auditing.sandbox import sandbox
 from frostline.auditing.subject import Facts
 from frostline.errors import BatchError
 from frostline.freezing.planning import unwrapped

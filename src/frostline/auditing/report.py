@@ -117,7 +117,7 @@ class AuditReport(Result):
         Raises:
             SelectionError: no rule has such a code or name.
         """
-        from frostline.auditing.policy import Policy, apply
+        from frostline.auditing.policy.policy import Policy, apply
 
         policy = Policy(select, ignore, per_name_ignores or {})
         kept, hidden, unused = apply(list(self.findings), policy)
@@ -167,7 +167,7 @@ class AuditReport(Result):
         return where
 
     def __str__(self) -> str:
-        from frostline.auditing.telling import text
+        from frostline.auditing.telling.text import text
 
         return text(self)
 

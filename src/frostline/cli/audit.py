@@ -21,7 +21,7 @@ from frostline.cli.targets.spelling import is_module, split
 from frostline.errors import FrostlineError, TargetError
 
 if TYPE_CHECKING:
-    from frostline.auditing.policy import FailOn, Policy
+    from frostline.auditing.policy.policy import FailOn, Policy
     from frostline.auditing.report import AuditReport
 
 
@@ -82,7 +82,7 @@ def audit(
 
 def _policy(select: tuple[str, ...], ignore: tuple[str, ...], fail_on: FailOn | None) -> Policy:
     """That of ``pyproject.toml``, with what the options say in its place."""
-    from frostline.auditing.policy_file import configured
+    from frostline.auditing.policy.pyproject import configured
 
     found = configured(Path(current_directory()))
     if select:
@@ -165,7 +165,7 @@ def _place(target: str, home: str) -> tuple[str, int]:
 
 def _annotate(report: AuditReport, file: str, line: int) -> None:
     """On stderr, which a runner reads as it does stdout, so that JSON stays alone there."""
-    from frostline.auditing.github import commands
+    from frostline.auditing.telling.github import commands
 
     lines = commands(report.findings, file, line)
     if lines:

@@ -37,7 +37,7 @@ def explain(
     SELECT is a part of the model, as 'backbone' or '**.norm*'. The exit code is 0 whatever is
     found: this judges nothing. A code of a rule in the place of TARGET gives its page.
     """
-    from frostline.auditing.codes import looks_like_code
+    from frostline.auditing.policy.codes import looks_like_code
 
     if looks_like_code(target):
         tell(target, as_json)

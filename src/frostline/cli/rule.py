@@ -30,8 +30,8 @@ def tell(code: str | None, as_json: bool) -> None:
     Raises:
         SelectionError: there is no such rule; the message has the nearest.
     """
-    from frostline.auditing import pages
-    from frostline.auditing.codes import rule_of
+    from frostline.auditing.policy.codes import rule_of
+    from frostline.auditing.telling import pages
     from frostline.reports.machine import to_json
 
     if code is None:

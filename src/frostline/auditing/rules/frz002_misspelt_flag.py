@@ -44,8 +44,8 @@ from difflib import SequenceMatcher
 from torch import nn
 
 from frostline._results import plural
-from frostline.auditing.parameters import common_place
 from frostline.auditing.rule import Rule, Sighting
+from frostline.auditing.rules.parameters import common_place
 from frostline.auditing.subject import Facts, Subject
 
 _FLAG = "requires_grad"

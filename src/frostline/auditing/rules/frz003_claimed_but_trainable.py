@@ -38,8 +38,8 @@ from collections.abc import Iterator
 
 from frostline._names import NamedTensor
 from frostline._results import plural
-from frostline.auditing.parameters import by_place, is_held, names
 from frostline.auditing.rule import Rule, Sighting
+from frostline.auditing.rules.parameters import by_place, is_held, names
 from frostline.auditing.subject import Subject
 
 

@@ -45,8 +45,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from frostline.auditing.parameters import listed
 from frostline.auditing.rule import Rule, Sighting
+from frostline.auditing.rules.parameters import listed
 from frostline.auditing.subject import Facts, Subject
 
 

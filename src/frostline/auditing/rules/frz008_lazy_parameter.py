@@ -37,8 +37,8 @@ from collections.abc import Iterator
 
 from torch.nn.parameter import is_lazy
 
-from frostline.auditing.parameters import by_owner, listed, names
 from frostline.auditing.rule import Rule, Sighting
+from frostline.auditing.rules.parameters import by_owner, listed, names
 from frostline.auditing.subject import Subject
 
 

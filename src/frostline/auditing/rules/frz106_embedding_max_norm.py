@@ -41,8 +41,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from frostline.auditing.mechanisms import written_by
 from frostline.auditing.rule import Rule, Sighting
+from frostline.auditing.rules.mechanisms import written_by
 from frostline.auditing.subject import Subject
 
 

@@ -60,10 +60,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from frostline.auditing.finding import Severity
-from frostline.auditing.mechanisms import written_by
-from frostline.auditing.raising import place_in
+from frostline.auditing.measuring.raising import place_in
 from frostline.auditing.rule import Rule, Sighting
 from frostline.auditing.rules.frz111_router_bias_update import is_router_bias
+from frostline.auditing.rules.mechanisms import written_by
 from frostline.auditing.subject import Facts, Subject
 
 # As the error of a frozen part says it.

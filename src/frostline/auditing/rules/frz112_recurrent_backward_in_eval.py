@@ -53,8 +53,8 @@ from collections.abc import Iterator
 from torch import nn
 
 from frostline.auditing.rule import Rule, Sighting
+from frostline.auditing.rules.upstream import is_eval_while_training, with_trainable_before
 from frostline.auditing.subject import Facts, Subject
-from frostline.auditing.upstream import is_eval_while_training, with_trainable_before
 from frostline.freezing.record import is_held
 
 _REFUSED = "RNN backward can only be called in training mode"

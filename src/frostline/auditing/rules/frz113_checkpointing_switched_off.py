@@ -55,8 +55,8 @@ from collections.abc import Iterator
 from torch import nn
 
 from frostline.auditing.rule import Rule, Sighting
+from frostline.auditing.rules.upstream import is_eval_while_training, with_trainable_before
 from frostline.auditing.subject import Facts, Subject
-from frostline.auditing.upstream import is_eval_while_training, with_trainable_before
 from frostline.freezing.held_gates import HeldCheckpointing
 from frostline.freezing.holders import registered
 from frostline.freezing.reads_training import class_reads

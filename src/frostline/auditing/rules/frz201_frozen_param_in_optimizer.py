@@ -42,8 +42,8 @@ from torch.optim import LBFGS
 
 from frostline._names import NamedTensor
 from frostline._results import plural
-from frostline.auditing.parameters import common_place, names
 from frostline.auditing.rule import Rule, Sighting
+from frostline.auditing.rules.parameters import common_place, names
 from frostline.auditing.subject import Subject
 
 _MEND = """\

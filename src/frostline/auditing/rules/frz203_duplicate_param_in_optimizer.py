@@ -38,8 +38,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from frostline.auditing.parameters import by_owner, listed
 from frostline.auditing.rule import Rule, Sighting
+from frostline.auditing.rules.parameters import by_owner, listed
 from frostline.auditing.subject import Subject
 
 _MEND = """\

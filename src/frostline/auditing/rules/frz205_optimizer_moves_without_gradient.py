@@ -41,8 +41,8 @@ from torch.optim import LBFGS
 
 from frostline._results import plural
 from frostline.auditing.finding import Severity
-from frostline.auditing.parameters import by_place, is_held, names
 from frostline.auditing.rule import Rule, Sighting
+from frostline.auditing.rules.parameters import by_place, is_held, names
 from frostline.auditing.subject import Subject
 
 _MEND = """\

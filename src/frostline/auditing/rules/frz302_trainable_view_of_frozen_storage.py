@@ -43,8 +43,8 @@ from torch.nn.parameter import is_lazy
 from frostline._names import NamedTensor
 from frostline._results import elide
 from frostline.auditing.finding import Severity
-from frostline.auditing.parameters import code_for
 from frostline.auditing.rule import Rule, Sighting
+from frostline.auditing.rules.parameters import code_for
 from frostline.auditing.subject import Subject
 from frostline.summaries.sharing import sharing
 

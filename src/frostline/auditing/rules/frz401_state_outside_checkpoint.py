@@ -40,8 +40,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from frostline._names import NamedTensor
-from frostline.auditing.parameters import code_for
 from frostline.auditing.rule import Rule, Sighting
+from frostline.auditing.rules.parameters import code_for
 from frostline.auditing.subject import Subject
 
 

@@ -38,8 +38,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from frostline._results import plural
-from frostline.auditing.parameters import common_place
 from frostline.auditing.rule import Rule, Sighting
+from frostline.auditing.rules.parameters import common_place
 from frostline.auditing.subject import Subject
 from frostline.freezing.finding import known
 from frostline.freezing.part import FrozenPart

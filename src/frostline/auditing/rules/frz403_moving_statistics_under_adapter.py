@@ -42,8 +42,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from frostline._results import plural
-from frostline.auditing.adapters import has_adapters
 from frostline.auditing.rule import Rule, Sighting
+from frostline.auditing.rules.adapters import has_adapters
 from frostline.auditing.subject import Subject
 
 _MEND = """\

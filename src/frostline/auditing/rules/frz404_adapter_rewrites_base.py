@@ -41,8 +41,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from frostline.auditing.adapters import configurations
 from frostline.auditing.rule import Rule, Sighting
+from frostline.auditing.rules.adapters import configurations
 from frostline.auditing.subject import Subject
 
 _REWRITE = ("pissa", "olora", "corda", "loftq", "lora_ga")

@@ -41,7 +41,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from frostline.auditing.finding import Severity
-from frostline.auditing.raising import ONE_VALUE, place_in
+from frostline.auditing.measuring.raising import ONE_VALUE, place_in
 from frostline.auditing.rule import Rule, Sighting
 from frostline.auditing.subject import Subject
 

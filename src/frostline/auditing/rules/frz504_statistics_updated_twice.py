@@ -54,10 +54,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from frostline.auditing.measuring.writers import AGAIN
 from frostline.auditing.rule import Rule, Sighting
 from frostline.auditing.step import Step
 from frostline.auditing.subject import Facts, Subject
-from frostline.auditing.writers import AGAIN
 
 _CHECKPOINT = (
     "# leave this norm out of the checkpointed block, or divide its momentum by 2 and accept that\n"

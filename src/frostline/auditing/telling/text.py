@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from frostline._results import WIDTH, elide, plural
 from frostline.auditing.finding import SEVERITIES, Finding
-from frostline.auditing.grouping import Group, grouped, mends, message
-from frostline.auditing.printable import code, name, short
 from frostline.auditing.rules import PREVIEW
+from frostline.auditing.telling.grouping import Group, grouped, mends, message
+from frostline.auditing.telling.printable import code, name, short
 
 if TYPE_CHECKING:
     from frostline.auditing.report import AuditReport

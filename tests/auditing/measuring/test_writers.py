@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from frostline.auditing.measuring import measure
 from frostline.auditing.step import Step
-from tests.auditing.steps import X, net
+from tests.auditing.measuring.steps import X, net
 
 
 def writer(step: Step, tensor: Tensor) -> str:

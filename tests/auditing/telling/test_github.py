@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frostline.auditing.finding import Finding
-from frostline.auditing.github import commands
+from frostline.auditing.telling.github import commands
 
 
 def seen(where: str = "bn", said: str = "a fact", severity: str = "error") -> Finding:

@@ -16,10 +16,10 @@ import frostline as fl
 from frostline._results import WIDTH
 from frostline.auditing import audit
 from frostline.auditing.finding import Finding, worst_first
-from frostline.auditing.grouping import grouped, mends, message
-from frostline.auditing.printable import code, printable
 from frostline.auditing.report import AuditReport
-from frostline.auditing.telling import text
+from frostline.auditing.telling.grouping import grouped, mends, message
+from frostline.auditing.telling.printable import code, printable
+from frostline.auditing.telling.text import text
 from tests.zoo import ZOO, fresh
 
 

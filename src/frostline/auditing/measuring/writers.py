@@ -10,8 +10,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from frostline._names import NamedTensor, named_modules
-from frostline.auditing.one_step import OneStep
-from frostline.auditing.raising import running
+from frostline.auditing.measuring.one_step import OneStep
+from frostline.auditing.measuring.raising import running
 from frostline.guarding.pinpointing.dispatching import Ranges, WriteDispatch, extent
 
 AGAIN = "in the backward"

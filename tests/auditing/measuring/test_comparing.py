@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from frostline._names import named_tensors
 from frostline.auditing.measuring import measure
-from tests.auditing.steps import X, changed, net
-from tests.auditing.surroundings import surroundings
+from tests.auditing.measuring.steps import X, changed, net
+from tests.auditing.measuring.surroundings import surroundings
 from tests.everything import forget_other_tests
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from frostline._collapsing import collapse
 from frostline.auditing.finding import SEVERITIES, Finding
-from frostline.auditing.printable import name, printable
+from frostline.auditing.telling.printable import name, printable
 
 _NUMBER = re.compile(r"\d+")
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from frostline.auditing.codes import chosen, words
 from frostline.auditing.finding import Finding
+from frostline.auditing.policy.codes import chosen, words
 from frostline.errors import SelectionError
 from frostline.selection import select_names
 

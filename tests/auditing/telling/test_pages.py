@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from frostline._results import WIDTH
-from frostline.auditing import pages
 from frostline.auditing.finding import SEVERITIES
 from frostline.auditing.rule import Rule
 from frostline.auditing.rules import BY_CODE
+from frostline.auditing.telling import pages
 from tests import rule_pages
 
 CODES = sorted(BY_CODE)

@@ -8,25 +8,18 @@ from typing import Any
 
 from torch import Tensor
 
-from frostline.auditing import (
-    comparing,
-    measuring,
-    one_step,
-    probes,
-    raising,
-    rerunning,
-    sandbox,
-    writers,
-)
-from frostline.auditing.one_step import OneStep
+from frostline.auditing import probes, rerunning
+from frostline.auditing.measuring import comparing, one_step, raising, sandbox, writers
+from frostline.auditing.measuring import taking as measuring
+from frostline.auditing.measuring.one_step import OneStep
 from frostline.probing.runs import Base
 from tests.switches import Ablation, Switch, remove, replace, skip
 
-_BOX = "tests/auditing/test_sandbox.py::"
-_STEP = "tests/auditing/test_measuring.py::"
-_RUN = "tests/auditing/test_one_step.py::"
-_WAYS = "tests/auditing/test_comparing.py::"
-_WHO = "tests/auditing/test_writers.py::"
+_BOX = "tests/auditing/measuring/test_sandbox.py::"
+_STEP = "tests/auditing/measuring/test_taking.py::"
+_RUN = "tests/auditing/measuring/test_one_step.py::"
+_WAYS = "tests/auditing/measuring/test_comparing.py::"
+_WHO = "tests/auditing/measuring/test_writers.py::"
 _PROBES = "tests/auditing/test_probes.py::"
 _DRAWS = _PROBES + "test_the_module_that_draws_is_named_and_not_those_behind_it"
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import frostline as fl
-from frostline.auditing.sandbox import sandbox
+from frostline.auditing.measuring.sandbox import sandbox
 from frostline.errors import FrozenStateChanged
-from tests.auditing.surroundings import surroundings
+from tests.auditing.measuring.surroundings import surroundings
 from tests.everything import forget_other_tests
 from tests.zoo import ZOO, fresh, seeded
 

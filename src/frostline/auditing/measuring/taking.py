@@ -12,11 +12,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from frostline._names import NamedTensor, named_tensors
-from frostline.auditing.comparing import changes
-from frostline.auditing.one_step import Loss, OneStep
-from frostline.auditing.sandbox import sandbox
+from frostline.auditing.measuring.comparing import changes
+from frostline.auditing.measuring.one_step import Loss, OneStep
+from frostline.auditing.measuring.sandbox import sandbox
+from frostline.auditing.measuring.writers import Writers
 from frostline.auditing.step import Step
-from frostline.auditing.writers import Writers
 from frostline.freezing.planning import unwrapped
 from frostline.probing.outside import modules_beside
 

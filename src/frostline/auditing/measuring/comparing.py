@@ -10,7 +10,7 @@ from torch import Tensor
 
 from frostline._names import NamedTensor
 from frostline._state import has_bytes, pieces, same_bits
-from frostline.auditing.sandbox import Copies
+from frostline.auditing.measuring.sandbox import Copies
 
 _AT_ONCE = 1 << 20  # elements whose difference is taken in double precision at one time
 

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from frostline.auditing.policy import FAIL_ON, Policy
+from frostline.auditing.policy.policy import FAIL_ON, Policy
 from frostline.errors import FrostlineError
 
 TABLE = "[tool.frostline]"

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 
 from frostline._results import elide
 from frostline.auditing.finding import Finding
-from frostline.auditing.grouping import grouped, mends, message
-from frostline.auditing.printable import code
+from frostline.auditing.telling.grouping import grouped, mends, message
+from frostline.auditing.telling.printable import code
 
 _LEVELS = {"error": "error", "warning": "warning", "info": "notice"}
 _WIDTH, _PLACES, _MENDS = 100, 10, 10

@@ -17,8 +17,8 @@ from torch.autograd.graph import get_gradient_edge
 from torch.optim import Optimizer
 
 from frostline._names import named_modules
-from frostline.auditing import raising
 from frostline.auditing.losses import loss_of
+from frostline.auditing.measuring import raising
 from frostline.errors import BatchError, FrostlineError, FrozenStateChanged
 from frostline.probing.arguments import failing
 

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 import frostline as fl
 from frostline._names import named_tensors
 from frostline.auditing.measuring import measure
-from tests.auditing.steps import X, changed, names, net
-from tests.auditing.surroundings import surroundings
+from tests.auditing.measuring.steps import X, changed, names, net
+from tests.auditing.measuring.surroundings import surroundings
 from tests.everything import bits, forget_other_tests
 from tests.zoo import ZOO, fresh, seeded
 

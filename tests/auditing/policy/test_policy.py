@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frostline.auditing.codes import chosen, looks_like_code, rule_of
 from frostline.auditing.finding import Finding
-from frostline.auditing.policy import Policy, apply
-from frostline.auditing.policy_file import configured
+from frostline.auditing.policy.codes import chosen, looks_like_code, rule_of
+from frostline.auditing.policy.policy import Policy, apply
+from frostline.auditing.policy.pyproject import configured
 from frostline.auditing.rules import BY_CODE
 from frostline.errors import FrostlineError, SelectionError
 

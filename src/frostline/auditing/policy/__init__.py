@@ -1,0 +1,1 @@
+"""Which findings are shown, and which fail a run: by a project's file, by options, by a call."""

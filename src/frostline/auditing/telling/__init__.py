@@ -1,0 +1,1 @@
+"""Findings and rules in words: for a terminal, for GitHub, as pages."""
