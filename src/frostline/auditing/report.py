@@ -10,7 +10,7 @@ from typing import Any
 from torch.nn.parameter import is_lazy
 
 from frostline._results import Result
-from frostline.auditing.finding import Finding
+from frostline.auditing.finding import SEVERITIES, Finding
 from frostline.auditing.inventory import Inventory
 from frostline.auditing.step import How, Step
 from frostline.auditing.subject import Subject
@@ -24,7 +24,8 @@ class AuditReport(Result):
     Attributes:
         model: name of the model's class.
         how: ``"read"`` off the modules, ``"predicted"`` without data, ``"measured"`` by a step.
-        called: what stood for the loss, in words; empty where nothing was run.
+        called: how the model was run and what stood for the loss, in words; empty where nothing
+            was run.
         claim: what is claimed to be frozen: by what (``text``), and how many ``tensors``,
             ``elements``, ``bytes``.
         findings: worst first.
@@ -94,7 +95,6 @@ class AuditReport(Result):
         Args:
             severity: ``"error"``, ``"warning"`` or ``"info"``.
         """
-        from frostline.auditing.finding import SEVERITIES
         from frostline.auditing.rules import PREVIEW
 
         counted = SEVERITIES[: SEVERITIES.index(severity) + 1]
@@ -137,13 +137,12 @@ class AuditReport(Result):
             "modules": len(self.inventory.places),
             "how": self.how,
             "called": self.called,
-            "loss": self.called,
             "claim": dict(self.claim),
             "findings": [finding.to_dict() for finding in self.findings],
             "will_change": list(self.will_change),
             "after_train": list(self.after_train),
             "undecided": dict(self.undecided),
-            "drift": {name: _finite(value) for name, value in self.drift.items()},
+            "drift": dict(self.drift),
             "ignored": self.ignored,
             "unused_ignores": list(self.unused_ignores),
             "notes": list(self.notes),
@@ -185,7 +184,3 @@ def _notes(subject: Subject) -> Iterable[str]:
         yield f"the step ended early: {subject.now.raised}"
     if subject.probes is not None:
         yield from subject.probes.notes
-
-
-def _finite(value: float) -> float | str:
-    return value if abs(value) < float("inf") else str(value)
