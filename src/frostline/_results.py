@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from textwrap import fill
 from typing import Any, Literal
 
 ChangeKind = Literal[
@@ -89,6 +90,41 @@ class Change:
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, for JSON."""
         return asdict(self)
+
+
+def filled(words: str, first: int = 0, rest: int = 0) -> str:
+    """``words`` in lines of at most 80 columns, none broken at a hyphen.
+
+    Args:
+        words: one paragraph.
+        first: how far the first line is indented.
+        rest: how far the others are.
+
+    Example:
+        >>> filled("a norm", first=4)
+        '    a norm'
+    """
+    return fill(
+        words, WIDTH,
+        initial_indent=" " * first,
+        subsequent_indent=" " * rest,
+        break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def labelled(label: str, words: str, width: int) -> str:
+    """``words`` like that, in a column of their own beside a label of ``width`` columns.
+
+    Example:
+        >>> labelled("now", "a norm", 9)
+        '  now    a norm'
+    """
+    return fill(
+        words, WIDTH,
+        initial_indent=f"  {label:<{width - 2}}",
+        subsequent_indent=" " * width,
+        break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def elide(name: str, width: int) -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator, Sequence
-from textwrap import fill
+from functools import partial
 
 from frostline._collapsing import collapse
-from frostline._results import WIDTH, elide, plural
+from frostline._results import WIDTH, elide, filled, labelled, plural
 from frostline.behaviours.doing import Doing, Write
 from frostline.explaining.accumulating import Accumulated
 from frostline.explaining.explanation import Explanation
 from frostline.explaining.grouping import Row
 
 _LABEL = 24
+_labelled = partial(labelled, width=_LABEL)
 _LISTED = 3  # names in full; more are collapsed
 _ROWS = 20  # norms with figures, those that accumulation changes most
 
@@ -44,7 +45,7 @@ def as_html(explanation: Explanation) -> str:
 def _head(explanation: Explanation) -> str:
     told = sum(len(row.names) for row in explanation.rows)
     if not told:
-        return _filled(
+        return filled(
             f"Explanation  {explanation.model}: none of {plural(explanation.modules, 'module')} "
             "does otherwise in training than in eval mode, draws random numbers or writes to itself"
         )
@@ -60,13 +61,13 @@ def _head(explanation: Explanation) -> str:
 def _end(explanation: Explanation) -> str:
     leaky = explanation.leaky
     if not explanation.looks_frozen:
-        return _filled(
+        return filled(
             "Nothing looks frozen: no module has requires_grad=False in all of its parameters. To "
             'freeze a part: fl.freeze(model, "backbone")'
         )
     if not leaky:
-        return _filled("Nothing that looks frozen is written by a forward in these modes.")
-    return _filled(
+        return filled("Nothing that looks frozen is written by a forward in these modes.")
+    return filled(
         f"{plural(len(leaky), 'tensor')} look frozen and change with every forward in these modes, "
         f"the first: {leaky[0]}. To hold them: fl.freeze(model, fl.FLAGGED)"
     )
@@ -92,7 +93,7 @@ def _title(row: Row) -> str:
     joined = f"{title}  {more}"
     if len(joined) <= WIDTH:
         return joined
-    return f"{title}\n{_filled(more, 4, 6)}"
+    return f"{title}\n{filled(more, 4, 6)}"
 
 
 def _others(row: Row) -> str:
@@ -122,15 +123,15 @@ def _doings(row: Row) -> Iterator[str]:
 def _doing(label: str, doing: Doing) -> Iterator[str]:
     yield _labelled(label, doing.words + (" and WRITES" if doing.writes else "; writes nothing"))
     if doing.symbols:
-        yield _filled(doing.symbols, 6, 10)
+        yield filled(doing.symbols, 6, 10)
     width = max((len(write.tensor) for write in doing.writes), default=0)
     yield from (_write(write, width) for write in doing.writes)
     if doing.raises:
-        yield _filled(doing.raises, 6, 10)
+        yield filled(doing.raises, 6, 10)
 
 
 def _write(write: Write, width: int) -> str:
-    return _filled(f"{write.tensor:<{width}} <- {write.formula}", 6, 10 + width)
+    return filled(f"{write.tensor:<{width}} <- {write.formula}", 6, 10 + width)
 
 
 def _frozen(row: Row) -> Iterator[str]:
@@ -196,15 +197,15 @@ def _accumulation(explanation: Explanation) -> Iterator[str]:
     yield f"Accumulation over {count:,} microbatch{'' if count == 1 else 'es'}"
     found = explanation.accumulated
     if not found:
-        yield _filled(
+        yield filled(
             "No norm writes running statistics in these modes: accumulation leaves none behind, "
             "and a microbatch is normalised as it would be in the big batch.",
             2, 2,
         )  # fmt: skip
         return
     for momentum in dict.fromkeys(entry.momentum for entry in found):
-        yield _filled(_horizon(momentum, count or 1), 2, 4)
-    yield _filled(
+        yield filled(_horizon(momentum, count or 1), 2, 4)
+    yield filled(
         "The running variance becomes too small, by about rho / n of it for n samples a "
         "microbatch; rho is how alike the values inside of one sample are. More steps do not "
         "mend it. The gradients are not those of the big batch either.",
@@ -241,7 +242,7 @@ def _figures(found: Sequence[Accumulated]) -> Iterator[str]:
         yield f"  and {len(found) - _ROWS:,} that are nearer to 1: see .accumulated"
     errors = [entry.error for entry in found if entry.error is not None]
     if errors:
-        yield _filled(
+        yield filled(
             "The formula speaks of one layer; in the run the layers before it saw microbatches "
             "too, and the batch is one draw. The running means after the run are those of the "
             f"averages above to within {max(errors):.1g} standard deviations.",
@@ -255,21 +256,3 @@ def _figure(entry: Accumulated) -> str:
         return f"{name}{'it did not run once':>28}"
     alike = "-" if entry.rho is None else f"{entry.rho:.3f}"
     return f"{name}{alike:>8}{entry.predicted:>10.3f}{entry.measured:>10.3f}"
-
-
-def _labelled(label: str, words: str) -> str:
-    return fill(
-        words, WIDTH,
-        initial_indent=f"  {label:<{_LABEL - 2}}",
-        subsequent_indent=" " * _LABEL,
-        break_on_hyphens=False,
-    )  # fmt: skip
-
-
-def _filled(words: str, first: int = 0, rest: int = 0) -> str:
-    return fill(
-        words, WIDTH,
-        initial_indent=" " * first,
-        subsequent_indent=" " * rest,
-        break_on_hyphens=False,
-    )  # fmt: skip

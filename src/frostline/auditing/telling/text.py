@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import zip_longest
-from textwrap import fill, wrap
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from frostline._results import WIDTH, elide, plural
+from frostline._results import WIDTH, elide, filled, labelled, plural
 from frostline.auditing.finding import SEVERITIES, Finding
 from frostline.auditing.rules import PREVIEW
 from frostline.auditing.telling.grouping import Group, grouped, mends, message
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from frostline.auditing.report import AuditReport
 
 _LABEL = 13
+_labelled = partial(labelled, width=_LABEL)
 _PLACES = 6  # patterns of a group that are listed
 _MENDS = 6  # pieces of code of a group that are shown
 _REASONS = 3  # why tensors are undecided
@@ -60,7 +62,7 @@ def _block(group: Group, known: dict[str, str]) -> Iterator[str]:
     """The places, what is found there, and code that mends it, once where it mends several."""
     where = group.where(WIDTH - 20, _PLACES)
     many = f"  ({len(group.places):,} places)" if len(group.places) > 1 else ""
-    yield _filled(where + many, rest=2)
+    yield filled(where + many, rest=2)
     by_mend: dict[tuple[str, ...], list[tuple[Finding, ...]]] = {}
     for alike in group.findings:
         by_mend.setdefault(mends(alike), []).append(alike)
@@ -75,7 +77,7 @@ def _found(alike: tuple[Finding, ...]) -> Iterator[str]:
     first = alike[0]
     preview = " (preview)" if first.code in PREVIEW else ""
     yield f"  {first.severity:<{_LABEL - 2}}{first.code} {first.name}{preview}"
-    yield _filled(elide(message(alike), _MESSAGE), _LABEL, _LABEL)
+    yield filled(elide(message(alike), _MESSAGE), _LABEL, _LABEL)
 
 
 def _shown(pieces: Sequence[str], known: Mapping[str, str]) -> list[str]:
@@ -110,7 +112,7 @@ def _broken(line: str) -> list[str]:
 
 
 def _end(report: AuditReport) -> Iterator[str]:
-    yield _filled(_outcome(report))
+    yield filled(_outcome(report))
     claim = report.claim
     size = plural(claim["elements"], "element")
     yield _labelled(
@@ -182,21 +184,3 @@ def _by_reason(report: AuditReport) -> Iterator[tuple[str, list[str]]]:
 
 def _listed(names: Iterable[str]) -> str:
     return Group(tuple(names), ()).where(WIDTH - 20, 2)
-
-
-def _labelled(label: str, words: str) -> str:
-    return fill(
-        words, WIDTH,
-        initial_indent=f"  {label:<{_LABEL - 2}}",
-        subsequent_indent=" " * _LABEL,
-        break_on_hyphens=False,
-    )  # fmt: skip
-
-
-def _filled(words: str, first: int = 0, rest: int = 0) -> str:
-    return fill(
-        words, WIDTH,
-        initial_indent=" " * first,
-        subsequent_indent=" " * rest,
-        break_on_hyphens=False,
-    )  # fmt: skip
