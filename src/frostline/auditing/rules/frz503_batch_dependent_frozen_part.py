@@ -15,11 +15,11 @@ and an evaluation depends on the order of the data.
 ```python
 import torch, frostline as fl
 
-class Centred(torch.nn.Module):
+class AgainstTheMean(torch.nn.Module):
     def forward(self, x):
         return x - x.mean(0)
 
-model = torch.nn.Sequential(torch.nn.Linear(4, 4), Centred(), torch.nn.Linear(4, 1))
+model = torch.nn.Sequential(torch.nn.Linear(4, 4), AgainstTheMean(), torch.nn.Linear(4, 1))
 model[0].requires_grad_(False)
 report = fl.audit(model, frozen=["0", "1"], batch=torch.randn(8, 4))
 assert ("FRZ503", "1") in {(finding.code, finding.where) for finding in report.findings}
