@@ -269,3 +269,25 @@ def test_a_let_go_reference_is_left_out() -> None:
     references = [Reference("w", t, KEY, keep_copy=False) for t in (kept, gone)]
     assert not references[1].rebind(gone.double())
     assert Patrol(references, 0.01).nbytes == 40
+
+
+class Interrupted:
+    """A clock of a process that is put aside whenever it looks at it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def test_a_process_that_was_put_aside_goes_on_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = torch.zeros(4 * BLOCK // 4)
+    patrol = Patrol([Reference("w", tensor, KEY, keep_copy=False)], 0.01)
+    monkeypatch.setattr(patrolling, "time", Interrupted())
+    patrol.run(1e-3)
+    patrol.run(1e-3)
+    tensor[0] = 1.0
+    assert patrol.announced
+    assert any(patrol.run(1e-3) for _ in range(patrol.announced))

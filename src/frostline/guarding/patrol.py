@@ -89,7 +89,9 @@ class Patrol:
 
     def _goes_on(self, read: float, seconds: float) -> bool:
         if self._quota is None:
-            return seconds < LEAST_SECONDS
+            # Something is read whatever the clock says: a process that was put aside between two
+            # looks at it would take the speed of reading for 0, and never read again.
+            return not read or seconds < LEAST_SECONDS
         return read < self._quota
 
     def _left(self, read: float) -> int:
